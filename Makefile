@@ -1,0 +1,54 @@
+# Everything from a fresh machine with Python and make: `make train`, `make test`.
+#
+# Another interpreter:        make train PYTHON=python3.12
+# An environment of your own: make train VENV=/path/to/venv CONSTRAINTS=
+#   (with the torch that it holds: without the constraints pip keeps what fits pyproject.toml)
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+JOBS ?= 2
+
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.merc-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint format wheel hooks clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+install: $(INSTALLED) ## Create the environment (.venv) with the tested versions
+
+train: $(INSTALLED) ## Train AMB-DSGDN on generated conversations; ARGS="key=value ..." changes the run
+	$(BIN)/python -m merc.train model=amb_dsgdn data=synthetic_meld run_dir=runs/first overwrite=true $(ARGS)
+
+test: $(INSTALLED) ## Run all tests, the slow ones too; ARGS="-k store" chooses, JOBS=8 runs more at once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: $(INSTALLED) ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Bring the code into the project's style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel: $(INSTALLED) ## Build dist/merc-*.whl
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+hooks: $(INSTALLED) ## Check style and types at every git commit
+	$(BIN)/pre-commit install
+
+clean: ## Remove the environment, build products and caches; runs/ and stores/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find conf merc tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made again when the requirements change.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,64 @@
+"""Modality dropout: the mechanism (AMB-DSGDN Eq. 25-27)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from merc.data.conversation import ConversationBatch
+from merc.models.stages import Rows
+
+
+class ModalityDropout(nn.Module):
+    """Drops whole modalities of whole dialogues and rescales what is left.
+
+    A policy sets the probabilities; until then, and in evaluation, nothing is dropped.
+
+    Args:
+        modalities: their order.
+        execute_probability: p_exe, probability that a batch is touched at all.
+    """
+
+    probabilities: Tensor
+    executed: Tensor
+
+    def __init__(self, modalities: Sequence[str], execute_probability: float) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        self.execute_probability = execute_probability
+        self.register_buffer("probabilities", torch.zeros(len(self.modalities)), persistent=False)
+        self.register_buffer("executed", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.active = False
+
+    @property
+    def theta(self) -> Tensor:
+        """Scalar θ, the mean dropout probability of the modalities (Eq. 26, equal widths)."""
+        return self.probabilities.mean()
+
+    def set_probabilities(self, probabilities: Mapping[str, float | Tensor]) -> None:
+        """Set q of every modality."""
+        for i, modality in enumerate(self.modalities):
+            self.probabilities[i] = probabilities[modality]
+
+    def forward(self, rows: Rows, batch: ConversationBatch) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Drop and rescale.
+
+        Args:
+            rows: modality → (N, D).
+            batch: the dialogues.
+
+        Returns:
+            rows of the same shapes, and the (N,) bool mask of the utterances whose dialogue keeps at least one
+            modality (Eq. 25 ff.); None when nothing can have been dropped.
+        """
+        if not self.active:
+            return dict(rows), None
+        q_M1 = self.probabilities[:, None]
+        execute = torch.rand((), device=batch.device) < self.execute_probability
+        kept_MB = torch.rand(len(self.modalities), len(batch.lengths), device=batch.device) >= q_M1
+        kept_MN = (kept_MB | ~execute)[:, batch.dialogues]
+        # Where θ = 1 every modality of every dialogue is dropped and no factor can matter.
+        scale = torch.where(execute & (self.theta < 1), 1 / (1 - self.theta), 1.0).detach()
+        self.executed += execute
+        dropped = {m: rows[m] * (kept_MN[i] * scale)[:, None] for i, m in enumerate(self.modalities)}
+        return dropped, kept_MN.any(0)

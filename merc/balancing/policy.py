@@ -1,0 +1,181 @@
+"""Modality dropout: the policies that decide how often each modality is dropped."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from merc.balancing.mechanism import ModalityDropout
+from merc.balancing.rule import dropout_probabilities
+from merc.config import instantiate
+from merc.errors import MercError
+from merc.models.lightning_module import EmotionRecognition
+
+
+def build_policy(config: Mapping[str, Any]) -> L.Callback | None:
+    """The balancing callback of a plain resolved configuration; None for ``balancing=none``."""
+    node = config["balancing"]["policy"]
+    return None if node is None else cast(L.Callback, instantiate(node, config["plugins"]))
+
+
+class BalancingPolicy(L.Callback):
+    """What every policy does: switch the mechanism on after warm-up, log its state, carry it over in checkpoints.
+
+    Args:
+        warmup_epochs: epochs in which nothing is dropped.
+    """
+
+    def __init__(self, warmup_epochs: int) -> None:
+        self.warmup_epochs = warmup_epochs
+        self.mechanism: ModalityDropout
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the mechanism in the model."""
+        mechanism = cast(EmotionRecognition, pl_module).model.balancing
+        if not isinstance(mechanism, ModalityDropout):
+            raise MercError(
+                "This balancing policy steers merc.balancing.ModalityDropout, which balancing.mechanism lacks."
+            )
+        self.mechanism = mechanism
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop from the first epoch behind the warm-up on."""
+        self.mechanism.active = trainer.current_epoch >= self.warmup_epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the state under ``balancing/``."""
+        pl_module.log_dict({f"balancing/{key}": value for key, value in self.summary().items()})
+
+    def summary(self) -> dict[str, float]:
+        """q per modality, θ and the number of batches in which dropout was executed so far."""
+        probabilities = self.mechanism.probabilities.tolist()
+        return {
+            **{f"q_{modality}": q for modality, q in zip(self.mechanism.modalities, probabilities, strict=True)},
+            "theta": self.mechanism.theta.item(),
+            "executed": float(self.mechanism.executed),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Probabilities and counters, for the checkpoint."""
+        return {"probabilities": self.mechanism.probabilities.cpu(), "executed": self.mechanism.executed.cpu()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self.mechanism.probabilities.copy_(state_dict["probabilities"])
+        self.mechanism.executed.copy_(state_dict["executed"])
+
+
+class FixedBalancing(BalancingPolicy):
+    """The same probability for every modality, throughout.
+
+    Args:
+        probability: with which a dialogue loses a modality.
+        warmup_epochs: epochs in which nothing is dropped.
+    """
+
+    def __init__(self, probability: float, warmup_epochs: int) -> None:
+        super().__init__(warmup_epochs)
+        self.probability = probability
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Set the probabilities once."""
+        super().setup(trainer, pl_module, stage)
+        self.mechanism.probabilities.fill_(self.probability)
+
+
+class AdaptiveBalancing(BalancingPolicy):
+    """Drops the modalities that do better alone more often (AMB-DSGDN Sec. 4.6).
+
+    Before the mechanism acts, each modality's own head classifies the batch, in training mode as released; its score
+    p_m is the configured metric of those predictions.
+
+    Args:
+        base_probability: q_base.
+        scale: λ of Eq. 24.
+        warmup_epochs: epochs in which nothing is dropped.
+        update: ``batch``: probabilities from the batch they are applied to; ``epoch``: from the whole epoch before.
+        rectify: see :func:`merc.balancing.dropout_probabilities`.
+        positive_only: likewise.
+        skip_below: likewise.
+        metric: configuration node of a torchmetrics class; it is given ``num_classes``.
+    """
+
+    def __init__(
+        self,
+        base_probability: float,
+        scale: float,
+        warmup_epochs: int,
+        update: Literal["batch", "epoch"],
+        rectify: bool,
+        positive_only: bool,
+        skip_below: float,
+        metric: Mapping[str, Any],
+    ) -> None:
+        super().__init__(warmup_epochs)
+        if update not in ("batch", "epoch"):
+            raise MercError(f"balancing.policy.update={update} must be batch or epoch.")
+        self.rule: dict[str, Any] = {
+            "base_probability": base_probability,
+            "scale": scale,
+            "rectify": rectify,
+            "positive_only": positive_only,
+            "skip_below": skip_below,
+        }
+        self.update = update
+        self.metric = metric
+        self.metrics: list[Metric]
+        self.scores: Tensor
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make a metric per modality and listen to what enters the mechanism."""
+        super().setup(trainer, pl_module, stage)
+        module = cast(EmotionRecognition, pl_module)
+        classes = len(module.info.label_names)
+        modalities = self.mechanism.modalities
+        self.metrics = [instantiate(self.metric, module.config["plugins"], num_classes=classes) for _ in modalities]
+        self.scores = torch.zeros(len(modalities))
+        self._hook = self.mechanism.register_forward_pre_hook(
+            lambda _, inputs: self._observe(module.model.classify(inputs[0]).unimodal, inputs[1].labels)
+        )
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Stop listening."""
+        self._hook.remove()
+
+    @torch.no_grad()
+    def _observe(self, unimodal: Mapping[str, Tensor], labels_N: Tensor) -> None:
+        if self.update == "batch" and not self.mechanism.active:
+            return
+        for metric, modality in zip(self.metrics, self.mechanism.modalities, strict=True):
+            metric.to(labels_N.device).update(unimodal[modality].argmax(-1), labels_N)
+        if self.update == "batch":
+            self._rescore()
+
+    def _rescore(self) -> None:
+        self.scores = torch.stack([metric.compute() for metric in self.metrics]).float()
+        for metric in self.metrics:
+            metric.reset()
+        self.mechanism.probabilities.copy_(dropout_probabilities(self.scores, **self.rule))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Recompute once per epoch when so configured; log the state."""
+        if self.update == "epoch":
+            self._rescore()
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def summary(self) -> dict[str, float]:
+        """Scores, q and θ as last computed, and the number of executed batches."""
+        scores = dict(zip(self.mechanism.modalities, self.scores.tolist(), strict=True))
+        return {**{f"score_{modality}": p for modality, p in scores.items()}, **super().summary()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scores, probabilities and counters, for the checkpoint."""
+        return {"scores": self.scores.cpu(), **super().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self.scores = state_dict["scores"]
+        super().load_state_dict(state_dict)

@@ -1,0 +1,58 @@
+"""Composing the Hydra configuration, and turning its nodes into objects."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.utils import get_class, get_method
+from omegaconf import DictConfig, OmegaConf
+
+from merc.errors import MercError
+
+CONFIG_MODULE = "merc.conf"
+TRUSTED_PACKAGES = ("merc", "torch", "torchmetrics", "lightning")
+
+
+def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+    """The configuration that a command would see with these overrides."""
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        return hydra_compose(config_name, overrides=list(overrides))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain dicts, lists and scalars, fit for JSON, YAML and checkpoints."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def instantiate(node: Mapping[str, Any], plugins: Sequence[str] = (), /, **arguments: Any) -> Any:
+    """Call the class or function that ``_target_`` names with the other keys of ``node`` and ``arguments``.
+
+    The only place where a configuration becomes code. Unlike Hydra's own function it does not recurse: an object
+    builds its own parts, so that every nested ``_target_`` passes here too.
+
+    Args:
+        node: a configuration node with a ``_target_``.
+        plugins: packages of the user's that may be named beside merc, torch, torchmetrics and lightning.
+        arguments: what only the program knows (sizes, other objects); they win over the node's keys.
+
+    Raises:
+        MercError: the target lies outside the trusted packages, does not exist, or does not take these arguments.
+    """
+    target = str(node["_target_"])
+    if target.split(".")[0] not in (*TRUSTED_PACKAGES, *plugins):
+        raise MercError(
+            f"The configuration names '{target}', which lies outside {', '.join((*TRUSTED_PACKAGES, *plugins))}. "
+            f"If you trust that package, add plugins=[{target.split('.')[0]}]."
+        )
+    settings = {key: value for key, value in node.items() if key != "_target_"} | arguments
+    try:
+        callable_ = get_class(target) if target.rsplit(".", 1)[-1][:1].isupper() else get_method(target)
+    except Exception as error:
+        raise MercError(f"The configuration names '{target}', which cannot be imported: {error}") from error
+    try:
+        return callable_(**settings)
+    except (TypeError, ValueError) as error:
+        raise MercError(f"'{target}' cannot be built with {sorted(settings)}: {error}") from error

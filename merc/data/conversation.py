@@ -1,0 +1,183 @@
+"""The data type that every part passes on: conversations as packed rows.
+
+The utterances of all dialogues lie one after another in one table, without padding. A tensor with one row per
+utterance has shape ``(N, ...)``, N being the number of utterances; B is the number of dialogues and D_m the feature
+dimension of modality m.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+MODALITIES = ("text", "audio", "visual")
+"""Canonical order of the modalities of the field; any other names may be used as well."""
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ConversationBatch:
+    """Some dialogues, as packed rows.
+
+    Attributes:
+        features: modality → (N, D_m) float features; modalities may be absent.
+        speakers: (N,) int64, index of the speaker inside its dialogue, from 0.
+        labels: (N,) int64 class ids.
+        lengths: utterances per dialogue, on the host, so that no shape ever waits for the device.
+    """
+
+    features: Mapping[str, Tensor]
+    speakers: Tensor
+    labels: Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
+    @cached_property
+    def dialogues(self) -> Tensor:
+        """(N,) int64: the dialogue of each row, 0 … B-1."""
+        lengths = torch.tensor(self.lengths, device=self.device)
+        return torch.repeat_interleave(lengths, output_size=sum(self.lengths))
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(N,) int64: position of each row in its dialogue, from 0."""
+        rows = torch.arange(sum(self.lengths), device=self.device)
+        starts = torch.tensor([0, *accumulate(self.lengths)][:-1], device=self.device)
+        return rows - starts[self.dialogues]
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """(N, ...) packed rows → (B, L, ...) with zeros behind each dialogue, L the longest dialogue."""
+        padded = rows.new_zeros(len(self.lengths), max(self.lengths), *rows.shape[1:])
+        return padded.index_put((self.dialogues, self.positions), rows)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """(B, L, ...) → (N, ...), the inverse of :meth:`pad`."""
+        return padded[self.dialogues, self.positions]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(B, L) bool: True where the padded layout holds an utterance."""
+        lengths = torch.tensor(self.lengths, device=self.device)
+        return torch.arange(max(self.lengths), device=self.device) < lengths[:, None]
+
+    def to(self, device: Any, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+        return replace(
+            self,
+            features={m: x.to(device, non_blocking=non_blocking) for m, x in self.features.items()},
+            speakers=self.speakers.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """What a model must know of the corpus it is built for; stored in checkpoints so that they rebuild themselves.
+
+    Attributes:
+        dims: modality → feature dimension D_m, in the order in which the modalities are processed.
+        label_names: the classes, in id order.
+        speaker_slots: most speakers that a dialogue may have.
+        class_counts: utterances of each class in the training split.
+    """
+
+    dims: dict[str, int]
+    label_names: tuple[str, ...]
+    speaker_slots: int
+    class_counts: tuple[int, ...]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.dims)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, for checkpoints."""
+        return {
+            "dims": dict(self.dims),
+            "label_names": list(self.label_names),
+            "speaker_slots": self.speaker_slots,
+            "class_counts": list(self.class_counts),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`."""
+        return cls(
+            dims=dict(value["dims"]),
+            label_names=tuple(value["label_names"]),
+            speaker_slots=value["speaker_slots"],
+            class_counts=tuple(value["class_counts"]),
+        )
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """A corpus (or a part of one) in memory: what a feature store or the synthetic generator yields.
+
+    Attributes:
+        features: modality → (N, D_m) float32 features, one row per utterance, dialogue after dialogue.
+        speakers: (N,) int64, index of the speaker inside its dialogue, in order of first appearance unless the
+            source fixes another.
+        labels: (N,) int64 ids into ``label_names``.
+        lengths: utterances per dialogue, B entries.
+        dialogue_ids: B names.
+        utterance_ids: N names.
+        splits: B entries of :data:`SPLITS`, as the source assigns them.
+        label_names: the classes, in id order.
+    """
+
+    features: Mapping[str, Tensor]
+    speakers: Tensor
+    labels: Tensor
+    lengths: tuple[int, ...]
+    dialogue_ids: tuple[str, ...]
+    utterance_ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    label_names: tuple[str, ...]
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First row of each dialogue, and the number of rows at the end: B+1 entries."""
+        return (0, *accumulate(self.lengths))
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """modality → feature dimension D_m."""
+        return {modality: rows.shape[1] for modality, rows in self.features.items()}
+
+    def rows(self, dialogues: Sequence[int]) -> Tensor:
+        """(N',) int64 row indices of the given dialogues, in the given order."""
+        spans = [torch.arange(self.offsets[i], self.offsets[i + 1]) for i in dialogues]
+        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
+
+    def batch(self, dialogues: Sequence[int]) -> ConversationBatch:
+        """The given dialogues as one batch."""
+        rows = self.rows(dialogues)
+        return ConversationBatch(
+            features={modality: table[rows] for modality, table in self.features.items()},
+            speakers=self.speakers[rows],
+            labels=self.labels[rows],
+            lengths=tuple(self.lengths[i] for i in dialogues),
+        )
+
+    def select(self, dialogues: Sequence[int]) -> "Conversations":
+        """The given dialogues as a corpus of their own."""
+        rows = self.rows(dialogues)
+        return replace(
+            self,
+            features={modality: table[rows] for modality, table in self.features.items()},
+            speakers=self.speakers[rows],
+            labels=self.labels[rows],
+            lengths=tuple(self.lengths[i] for i in dialogues),
+            dialogue_ids=tuple(self.dialogue_ids[i] for i in dialogues),
+            utterance_ids=tuple(self.utterance_ids[i] for i in rows.tolist()),
+            splits=tuple(self.splits[i] for i in dialogues),
+        )

@@ -1,0 +1,17 @@
+"""The error of a user's mistake, and the wording that helps to mend it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MercError(Exception):
+    """Something the user can mend: the message says what was wrong, where, and what to do.
+
+    The commands print it without a traceback and exit with status 1.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` when a valid name is close to ``name``, else an empty string."""
+    matches = get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

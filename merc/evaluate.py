@@ -1,0 +1,142 @@
+"""``python -m merc.evaluate``: the scores of a checkpoint on a corpus."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from merc import cli
+from merc.config import instantiate, plain
+from merc.data.conversation import SPLITS, CorpusInfo
+from merc.data.datamodule import ConversationDataModule
+from merc.errors import MercError, nearest
+from merc.files import write_json
+from merc.models.amb_dsgdn.importer import load_released
+from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, load_checkpoint
+from merc.reporting.history import REPORTED
+from merc.reporting.predictions import predict, write_predictions
+from merc.reporting.quiet import quiet_lightning
+from merc.reporting.tables import class_table, scores_line, show
+from merc.train import build_trainer
+
+RELEASED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+
+
+def main() -> None:
+    """The command."""
+    cli.run(_command, "evaluate")
+
+
+def _command(cfg: DictConfig) -> None:
+    if not any(override.startswith("data=") for override in HydraConfig.get().overrides.task):
+        raise MercError("Say on which corpus to evaluate: data=meld, data=iemocap, data=custom, data=synthetic_meld, ….")
+    evaluate(cfg)
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Score a checkpoint on one split, print the scores and, if ``out`` names a folder, write them there.
+
+    Args:
+        cfg: the composed configuration, see conf/evaluate.yaml.
+
+    Returns:
+        What is written to ``out``/metrics.json: ``ckpt``, ``split``, ``loss`` and the scores of a run's metrics.json.
+
+    Raises:
+        MercError: the checkpoint cannot be read, or does not fit the data.
+    """
+    quiet_lightning()
+    config = plain(cfg)
+    ckpt, split = Path(config["ckpt"]), config["split"]
+    if split not in SPLITS:
+        raise MercError(f"split={split} is none of {', '.join(SPLITS)}.{nearest(str(split), SPLITS)}")
+    module_without_data = _own_module(ckpt)
+    data: ConversationDataModule = instantiate(config["data"], config["plugins"])
+    data.setup()
+    if split not in data.parts:
+        raise MercError(f"The data has no {split} split, only {', '.join(data.parts)}: see data.split.")
+    if module_without_data is None:
+        module = _released_module(ckpt, config, data.info)
+    else:
+        module = module_without_data
+        _refuse_other_data(module, config, data.info)
+    loader = data.loader(split)
+    # The module keeps its scores under the names of the splits that training evaluates; any of them will do here.
+    module.evaluation_splits = ("test",)
+    trainer = build_trainer(config, logger=False)
+    trainer.validate(module, dataloaders=loader, verbose=False)
+    scores = module.scores["test"]
+    metrics = {"ckpt": str(ckpt), "split": split, **{name: scores[name] for name in ("loss", *REPORTED)}}
+    if config["out"] is not None:
+        module.to(trainer.strategy.root_device)
+        prediction = predict(module, loader, trainer.precision_plugin.forward_context())
+        write_predictions(Path(config["out"]) / "predictions.parquet", {split: (data.parts[split], prediction)})
+        write_json(Path(config["out"]) / "metrics.json", metrics)
+    show(class_table(metrics["per_class"], title=f"{ckpt} on {split}"))
+    show(scores_line(metrics))
+    return metrics
+
+
+def _own_module(ckpt: Path) -> EmotionRecognition | None:
+    """The module of a checkpoint of merc; None for a state dict of another program."""
+    if ckpt.suffix == ".safetensors":
+        return None
+    if CHECKPOINT_KEY not in load_checkpoint(ckpt) and ckpt.suffix in RELEASED_SUFFIXES:
+        return None
+    return EmotionRecognition.from_checkpoint(ckpt)
+
+
+def _released_module(ckpt: Path, config: dict[str, Any], info: CorpusInfo) -> EmotionRecognition:
+    module = EmotionRecognition(config, info)
+    load_released(module.model, _released_state(ckpt))
+    return module.eval()
+
+
+def _released_state(ckpt: Path) -> dict[str, Tensor]:
+    if ckpt.suffix != ".safetensors":
+        return load_checkpoint(ckpt)
+    try:
+        return load_file(ckpt)
+    except FileNotFoundError as error:
+        raise MercError(f"There is no checkpoint at {ckpt}.") from error
+    except SafetensorError as error:
+        raise MercError(f"{ckpt} is no safetensors file, or a damaged one: {error}") from error
+
+
+def _refuse_other_data(module: EmotionRecognition, config: dict[str, Any], info: CorpusInfo) -> None:
+    """The inputs must mean what they meant in training."""
+    trained = module.info
+    if info.label_names != trained.label_names:
+        raise MercError(
+            f"The checkpoint tells {', '.join(trained.label_names)} apart, the data has the classes "
+            f"{', '.join(info.label_names)}. Evaluate it on the corpus that it was trained on."
+        )
+    if info.dims != trained.dims or info.modalities != trained.modalities:
+        raise MercError(
+            f"The checkpoint takes {_dims(trained)}, the data has {_dims(info)}. Evaluate it on features of the same "
+            f"kind; data.modalities=[{','.join(trained.modalities)}] chooses the modalities."
+        )
+    if info.speaker_slots > trained.speaker_slots:
+        raise MercError(
+            f"The checkpoint knows {trained.speaker_slots} speakers per dialogue, the data has {info.speaker_slots}. "
+            f"If no dialogue needs more, set data.speaker_slots={trained.speaker_slots}."
+        )
+    standardize = module.config["data"]["standardize"]
+    if standardize != config["data"]["standardize"]:
+        raise MercError(
+            f"The checkpoint was trained with data.standardize={standardize}, the data comes with "
+            f"{config['data']['standardize']}. Add data.standardize={standardize}."
+        )
+
+
+def _dims(info: CorpusInfo) -> str:
+    return ", ".join(f"{modality} {dim}" for modality, dim in info.dims.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The model, stage by stage, and how it is trained."""

@@ -1,0 +1,77 @@
+"""From a configuration and a corpus to a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from merc.config import instantiate
+from merc.data.conversation import CorpusInfo
+from merc.errors import MercError, nearest
+from merc.models.emotion_model import EmotionModel, SpeakerEmbedding, linear_projection
+from merc.models.graphs import SpeakerGraphs
+from merc.models.stages import PerModality
+
+
+def build_model(config: Mapping[str, Any], info: CorpusInfo) -> EmotionModel:
+    """The model that a configuration describes, for the modalities, classes and speakers of a corpus.
+
+    Args:
+        config: the plain resolved configuration of a run (:func:`merc.config.plain`).
+        info: dimensions and counts of the corpus.
+
+    Raises:
+        MercError: a stage cannot be built with its settings.
+    """
+    hidden_dim = config["model"]["hidden_dim"]
+    plugins = config["plugins"]
+    denoiser = _per_modality(config["denoiser"], info.modalities, plugins)
+    return EmotionModel(
+        projection=linear_projection(info.dims, hidden_dim),
+        speaker_embedding=SpeakerEmbedding(info.speaker_slots, hidden_dim) if denoiser.branches else None,
+        denoiser=denoiser,
+        graph=_graphs(config["graph"], info.modalities, plugins),
+        gate=_per_modality(config["gate"], info.modalities, plugins),
+        balancing=_optional(config["balancing"]["mechanism"], plugins, modalities=info.modalities),
+        fusion=_optional(config["fusion"]["module"], plugins, modalities=info.modalities),
+        classifier=instantiate(
+            config["classifier"], plugins, modalities=info.modalities, num_classes=len(info.label_names)
+        ),
+    )
+
+
+def build_objective(config: Mapping[str, Any], info: CorpusInfo) -> nn.Module:
+    """The training objective of a configuration, with class weights from the corpus' training split."""
+    objective: nn.Module = instantiate(config["objective"], config["plugins"], class_counts=info.class_counts)
+    return objective
+
+
+def _optional(node: Mapping[str, Any] | None, plugins: Sequence[str], **arguments: Any) -> nn.Module | None:
+    return None if node is None else instantiate(node, plugins, **arguments)
+
+
+def _acts_on(node: Mapping[str, Any], modalities: Sequence[str]) -> list[str]:
+    """The modalities of the corpus that a stage names; the field's three names are accepted when absent."""
+    known = {*modalities, "text", "audio", "visual"}
+    for name in node["modalities"]:
+        if name not in known:
+            raise MercError(
+                f"A stage names the modality '{name}', which the data does not have ({', '.join(modalities)})."
+                + nearest(name, known)
+            )
+    return [modality for modality in modalities if modality in node["modalities"]]
+
+
+def _per_modality(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequence[str]) -> PerModality:
+    return PerModality({m: instantiate(node["module"], plugins) for m in _acts_on(node, modalities)})
+
+
+def _graphs(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequence[str]) -> SpeakerGraphs:
+    return SpeakerGraphs(
+        layers={
+            m: {subgraph: instantiate(node["module"], plugins) for subgraph in node["subgraphs"]}
+            for m in _acts_on(node, modalities)
+        },
+        past=node["past"],
+        future=node["future"],
+    )

@@ -1,0 +1,5 @@
+"""Denoisers: from the projected rows of one modality to rows that know their dialogue."""
+
+from merc.models.denoisers.transformer import TransformerDenoiser
+
+__all__ = ["TransformerDenoiser"]

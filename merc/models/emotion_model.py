@@ -1,0 +1,99 @@
+"""The model: seven stages in a row, each exchangeable from the configuration."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from merc.data.conversation import ConversationBatch
+from merc.models.prediction import Prediction
+from merc.models.stages import PerModality, Rows
+
+
+class SpeakerEmbedding(nn.Module):
+    """A vector per speaker of a dialogue (AMB-DSGDN Sec. 4.2), shared by all modalities.
+
+    Args:
+        speaker_slots: most speakers of a dialogue.
+        hidden_dim: width of the vectors.
+    """
+
+    def __init__(self, speaker_slots: int, hidden_dim: int) -> None:
+        super().__init__()
+        # One row more than speakers, as published: the row of padding, zero and never read by packed rows.
+        self.table = nn.Embedding(speaker_slots + 1, hidden_dim, padding_idx=speaker_slots)
+
+    def forward(self, speakers_N: Tensor) -> Tensor:
+        """(N,) speaker indices → (N, D)."""
+        vectors_ND: Tensor = self.table(speakers_N)
+        return vectors_ND
+
+
+class EmotionModel(nn.Module):
+    """project → denoise → relate → gate → balance → fuse → classify.
+
+    Args:
+        projection: modality features (N, D_m) → (N, D), one linear map per modality (AMB-DSGDN Eq. 1).
+        speaker_embedding: speaker vectors for the denoisers; None when no modality has a denoiser.
+        denoiser: per modality, called with rows, speaker vectors and batch.
+        graph: called with all rows and the batch.
+        gate: per modality, called with rows.
+        balancing: called with all rows and the batch; returns rows and the (N,) bool mask of utterances that keep at
+            least one modality. None: nothing is dropped.
+        fusion: called with all rows; None: the modalities meet in the classifier only.
+        classifier: called with all rows; returns a :class:`Prediction`.
+    """
+
+    def __init__(
+        self,
+        *,
+        projection: PerModality,
+        speaker_embedding: SpeakerEmbedding | None,
+        denoiser: PerModality,
+        graph: nn.Module,
+        gate: PerModality,
+        balancing: nn.Module | None,
+        fusion: nn.Module | None,
+        classifier: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.projection = projection
+        self.speaker_embedding = speaker_embedding
+        self.denoiser = denoiser
+        self.graph = graph
+        self.gate = gate
+        self.balancing = balancing
+        self.fusion = fusion
+        self.classifier = classifier
+
+    def encode(self, batch: ConversationBatch) -> dict[str, Tensor]:
+        """The stages before balancing: modality → (N, D)."""
+        rows: Rows = self.projection(batch.features)
+        if self.speaker_embedding is not None:
+            rows = self.denoiser(rows, self.speaker_embedding(batch.speakers), batch)
+        rows = self.graph(rows, batch)
+        encoded: dict[str, Tensor] = self.gate(rows)
+        return encoded
+
+    def classify(self, rows: Rows) -> Prediction:
+        """The stages behind balancing."""
+        prediction: Prediction = self.classifier(rows if self.fusion is None else self.fusion(rows))
+        return prediction
+
+    def forward(self, batch: ConversationBatch) -> Prediction:
+        """Class scores of every utterance of the batch."""
+        rows = self.encode(batch)
+        if self.balancing is None or not self.training:
+            return self.classify(rows)
+        rows, kept_N = self.balancing(rows, batch)
+        return replace(self.classify(rows), kept=kept_N)
+
+
+def linear_projection(dims: dict[str, int], hidden_dim: int) -> PerModality:
+    """Linear maps from each modality's D_m features to D (AMB-DSGDN Eq. 1)."""
+    return PerModality({modality: nn.Linear(dim, hidden_dim) for modality, dim in dims.items()})
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, those without a gradient included."""
+    return sum(torch.numel(parameter) for parameter in model.parameters())

@@ -1,0 +1,60 @@
+"""The graph stage: every modality through its own layers over shared relation graphs."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from merc.data.conversation import ConversationBatch
+from merc.errors import MercError, nearest
+from merc.models.graphs.neighbourhood import SUBGRAPHS, RelationGraph, relation_graphs
+from merc.models.stages import PerModality, Rows
+
+
+class GraphBranch(nn.Module):
+    """The layers of one modality, each over its subgraph, in order (AMB-DSGDN Sec. 4.4: inter- before intra-speaker).
+
+    Args:
+        layers: subgraph name → layer, called with rows and the subgraph.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x_ND: Tensor, graphs: Mapping[str, RelationGraph]) -> Tensor:
+        """(N, D) → (N, D)."""
+        for subgraph, layer in self.layers.items():
+            x_ND = layer(x_ND, graphs[subgraph])
+        return x_ND
+
+
+class SpeakerGraphs(nn.Module):
+    """Inter- and intra-speaker graphs of each modality (AMB-DSGDN Sec. 4.3-4.5).
+
+    Args:
+        layers: modality → subgraph (``inter_speaker``, ``intra_speaker``) → layer; modalities may be left out.
+        past: utterances before that an utterance receives from.
+        future: utterances after; 0 makes the graph causal.
+
+    Raises:
+        MercError: an unknown subgraph or a negative window.
+    """
+
+    def __init__(self, layers: Mapping[str, Mapping[str, nn.Module]], past: int, future: int) -> None:
+        super().__init__()
+        for name in {subgraph for branch in layers.values() for subgraph in branch}:
+            if name not in SUBGRAPHS:
+                raise MercError(
+                    f"graph.subgraphs names '{name}'; there are {', '.join(SUBGRAPHS)}.{nearest(name, SUBGRAPHS)}"
+                )
+        if past < 0 or future < 0:
+            raise MercError(f"graph.past={past} and graph.future={future} must not be negative.")
+        self.past = past
+        self.future = future
+        self.branches = PerModality({m: GraphBranch(branch) for m, branch in layers.items()})
+
+    def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
+        """Modality → (N, D), to the same."""
+        if not self.branches.branches:
+            return dict(rows)
+        return self.branches(rows, relation_graphs(batch, self.past, self.future))

@@ -1,0 +1,32 @@
+"""Graph convolution without attention: the paper's replacement for DiffRGCN in Table 5."""
+
+import torch
+from torch import Tensor, nn
+
+from merc.models.graphs.neighbourhood import RelationGraph
+from merc.models.graphs.relational import aggregate
+
+
+class GCN(nn.Module):
+    """LN(x + dropout(ReLU(D^(-1/2) A D^(-1/2) x W + b))) (Kipf and Welling, 2017), with a residual connection.
+
+    Args:
+        hidden_dim: D.
+        dropout: of the input and the output.
+    """
+
+    def __init__(self, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_dim, hidden_dim)
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_ND: Tensor, graph: RelationGraph) -> Tensor:
+        """(N, D) → (N, D)."""
+        hood = graph.neighbourhood
+        degree_N = hood.unblock(graph.connected.sum(-1))
+        scale_N = degree_N.rsqrt()
+        adjacency = graph.connected * hood.blocks(scale_N)[:, :, None] * hood.windows(scale_N)[:, None, :]
+        mixed_ND = aggregate(adjacency[None], self.linear(self.dropout(x_ND))[:, None], graph).squeeze(1)
+        out_ND: Tensor = self.norm(x_ND + self.dropout(torch.relu(mixed_ND)))
+        return out_ND

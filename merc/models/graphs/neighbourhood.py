@@ -1,0 +1,145 @@
+"""Windows over packed rows: the structure that every graph layer computes on.
+
+An utterance is connected to utterances of its own dialogue at most ``past`` before and ``future`` after it. Packed rows
+are cut into G blocks of S; the candidates of a block are the K = past + S + future rows around it. Everything a graph
+layer needs is then a (G, S, K) band, whose size grows with N·window, not with the square of the dialogue's length.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from merc.data.conversation import ConversationBatch
+
+
+class Relation(IntEnum):
+    """How the source utterance (column) relates to the receiving one (row) (AMB-DSGDN Eq. 7-8)."""
+
+    NONE = 0
+    SELF = 1
+    INTRA_PAST = 2
+    INTRA_FUTURE = 3
+    INTER_FUTURE = 4
+    INTER_PAST = 5
+
+
+SUBGRAPHS = ("inter_speaker", "intra_speaker")
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The windows of a batch.
+
+    Attributes:
+        rows: N, utterances of the batch.
+        past: rows before a block among its candidates.
+        future: rows after it.
+        size: S, rows per block.
+    """
+
+    rows: int
+    past: int
+    future: int
+    size: int
+
+    @classmethod
+    def of(cls, batch: ConversationBatch, past: int, future: int) -> "Neighbourhood":
+        """The neighbourhood of a batch; windows beyond the longest dialogue cost nothing."""
+        furthest = max(batch.lengths) - 1
+        past, future = min(past, furthest), min(future, furthest)
+        return cls(sum(batch.lengths), past, future, size=max(8, past + future))
+
+    @property
+    def count(self) -> int:
+        """G, the number of blocks."""
+        return -(-self.rows // self.size)
+
+    @property
+    def width(self) -> int:
+        """K, the number of candidates of a block."""
+        return self.past + self.size + self.future
+
+    def blocks(self, x: Tensor, fill: float = 0) -> Tensor:
+        """(N, ...) rows → (G, S, ...), the rows behind the last one being ``fill``."""
+        tail = self.count * self.size - self.rows
+        padding = [0, 0] * (x.ndim - 1) + [0, tail]
+        return F.pad(x, padding, value=fill).unflatten(0, (self.count, self.size))
+
+    def windows(self, x: Tensor, fill: float = 0) -> Tensor:
+        """(N, ...) rows → (G, K, ...), an overlapping view of the candidates of each block."""
+        tail = self.count * self.size - self.rows
+        padding = [0, 0] * (x.ndim - 1) + [self.past, tail + self.future]
+        return F.pad(x, padding, value=fill).unfold(0, self.width, self.size).movedim(-1, 1)
+
+    def unblock(self, x: Tensor) -> Tensor:
+        """(G, S, ...) → (N, ...), the inverse of :meth:`blocks`."""
+        return x.flatten(0, 1)[: self.rows]
+
+
+@dataclass(frozen=True)
+class RelationGraph:
+    """One relation graph over a neighbourhood.
+
+    Attributes:
+        neighbourhood: the windows.
+        relations: (G, S, K) int64 :class:`Relation` of every candidate to its receiving row; NONE where there is no
+            edge. Every utterance has at least the edge to itself.
+    """
+
+    neighbourhood: Neighbourhood
+    relations: Tensor
+
+    @cached_property
+    def connected(self) -> Tensor:
+        """(G, S, K) bool: where there is an edge."""
+        return self.relations != Relation.NONE
+
+    @cached_property
+    def one_hot(self) -> Tensor:
+        """(G, S, K, 6) float: the relation as an indicator, so that a score per relation is one product."""
+        return F.one_hot(self.relations, len(Relation)).float()
+
+    def dense(self, batch: ConversationBatch) -> Tensor:
+        """(B, L, L) int64 adjacency in the padded layout of the literature; for inspection and tests."""
+        hood = self.neighbourhood
+        candidates = hood.windows(torch.arange(hood.rows, device=batch.device), fill=-1)
+        block, row, column = self.connected.nonzero(as_tuple=True)
+        receiving, source = block * hood.size + row, candidates[block, column]
+        longest = max(batch.lengths)
+        adjacency = torch.zeros(len(batch.lengths), longest, longest, dtype=torch.int64, device=batch.device)
+        index = (batch.dialogues[receiving], batch.positions[receiving], batch.positions[source])
+        return adjacency.index_put(index, self.relations[block, row, column])
+
+
+def relation_graphs(batch: ConversationBatch, past: int, future: int) -> dict[str, RelationGraph]:
+    """The inter- and the intra-speaker graph of a batch (AMB-DSGDN Eq. 7-8).
+
+    Args:
+        batch: the dialogues.
+        past: an utterance receives from at most this many utterances before it.
+        future: and after it.
+    """
+    hood = Neighbourhood.of(batch, past, future)
+    receiver = torch.arange(hood.count * hood.size, device=batch.device).view(hood.count, hood.size, 1)
+    start = hood.size * torch.arange(hood.count, device=batch.device).view(-1, 1, 1) - hood.past
+    distance = start + torch.arange(hood.width, device=batch.device) - receiver
+
+    def equal(x_N: Tensor) -> Tensor:
+        return hood.blocks(x_N, fill=-1)[:, :, None] == hood.windows(x_N, fill=-2)[:, None, :]
+
+    inside = equal(batch.dialogues) & (distance >= -past) & (distance <= future)
+    same = equal(batch.speakers)
+
+    def relate(edges: Tensor, before: Relation, after: Relation) -> RelationGraph:
+        relations = torch.where(distance < 0, int(before), int(after)).masked_fill(~edges, Relation.NONE)
+        relations = relations.masked_fill(inside & (distance == 0), Relation.SELF)
+        return RelationGraph(hood, relations)
+
+    return {
+        "inter_speaker": relate(inside & ~same, Relation.INTER_PAST, Relation.INTER_FUTURE),
+        "intra_speaker": relate(inside & same, Relation.INTRA_PAST, Relation.INTRA_FUTURE),
+    }

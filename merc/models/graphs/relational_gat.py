@@ -1,0 +1,49 @@
+"""Relational graph attention: the additive attention of DiffRGCN without the difference."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from merc.models.graphs.neighbourhood import RelationGraph
+from merc.models.graphs.relational import GraphBlock, HeadNorm, RelationalScores, aggregate, xavier
+
+
+class RelationalAttention(nn.Module):
+    """Graph attention heads (Veličković et al., 2018) with a score per relation.
+
+    Args:
+        in_dim: width of the input rows.
+        out_dim: D, width of a head's rows.
+        heads: H.
+        dropout: of the attention map.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.weight = xavier(heads, in_dim, out_dim, fan=in_dim + out_dim)
+        self.scores = RelationalScores(heads, out_dim, tables=1, split=False)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = HeadNorm(heads, out_dim)
+
+    def forward(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
+        """(N, in_dim) → (N, H, D)."""
+        heads, _, dim = self.weight.shape
+        z_NHD = (x_NI @ self.weight.transpose(0, 1).flatten(1)).unflatten(1, (heads, dim))
+        return F.gelu(self.norm(aggregate(self.dropout(self.scores(z_NHD, graph)), z_NHD, graph)))
+
+
+class RelationalGAT(GraphBlock):
+    """The plain counterpart of DiffRGCN, for its ablation (AMB-DSGDN Table 8).
+
+    Args:
+        hidden_dim: D.
+        heads: attention heads of the first layer.
+        dropout: of the input, the attention and between the layers.
+    """
+
+    def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
+        super().__init__(
+            heads=RelationalAttention(hidden_dim, hidden_dim, heads, dropout),
+            output=RelationalAttention(heads * hidden_dim, hidden_dim, 1, dropout),
+            hidden_dim=hidden_dim,
+            dropout=dropout,
+        )

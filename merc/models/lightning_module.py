@@ -1,0 +1,150 @@
+"""The training contract: what a step, an epoch and a checkpoint are. The mathematics is the model's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from merc.config import instantiate
+from merc.data.conversation import ConversationBatch, CorpusInfo
+from merc.errors import MercError
+from merc.metrics import scores_from_confusion
+from merc.models.build import build_model, build_objective
+from merc.models.prediction import Prediction
+
+CHECKPOINT_KEY = "merc"
+SCALARS = ("loss", "accuracy", "weighted_precision", "weighted_f1", "macro_f1")
+
+
+class SplitScores(nn.Module):
+    """Loss and confusion matrix of one split, accumulated on the device.
+
+    Args:
+        num_classes: C.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.confusion = MulticlassConfusionMatrix(num_classes)
+
+    def compute(self, label_names: tuple[str, ...]) -> dict[str, Any]:
+        """The scores of everything seen since the last call, as plain numbers."""
+        scores = {"loss": self.loss.compute().item(), **scores_from_confusion(self.confusion.compute(), label_names)}
+        self.loss.reset()
+        self.confusion.reset()
+        return scores
+
+
+class EmotionRecognition(L.LightningModule):
+    """Trains and evaluates any :class:`merc.models.emotion_model.EmotionModel`.
+
+    Args:
+        config: the plain resolved configuration of the run.
+        info: the corpus.
+
+    Attributes:
+        evaluation_splits: names of the validation data loaders, in their order; set before fitting.
+        scores: split → scores of the last evaluation, see :func:`merc.metrics.scores_from_confusion`, with ``loss``.
+    """
+
+    def __init__(self, config: Mapping[str, Any], info: CorpusInfo) -> None:
+        super().__init__()
+        self.config = dict(config)
+        self.info = info
+        self.model = build_model(config, info)
+        self.objective = build_objective(config, info)
+        self.evaluation_splits: tuple[str, ...] = ("validation", "test")
+        self.split_scores = nn.ModuleDict({name: SplitScores(len(info.label_names)) for name in self.evaluation_splits})
+        self.scores: dict[str, dict[str, Any]] = {}
+
+    def forward(self, batch: ConversationBatch) -> Prediction:
+        """Class scores of every utterance of the batch."""
+        return cast(Prediction, self.model(batch))
+
+    def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
+        """The loss of one batch; logged per epoch, weighted by utterances."""
+        losses = self.objective(self(batch), batch.labels)
+        self.log_dict(
+            {
+                f"train/{'loss' if name == 'total' else f'loss_{name}'}": value.detach()
+                for name, value in losses.items()
+            },
+            on_step=False,
+            on_epoch=True,
+            batch_size=sum(batch.lengths),
+        )
+        return cast(Tensor, losses["total"])
+
+    def validation_step(self, batch: ConversationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count one batch of an evaluated split."""
+        prediction = self(batch)
+        split = self._split(self.evaluation_splits[dataloader_idx])
+        split.loss.update(self.objective(prediction, batch.labels)["total"], weight=sum(batch.lengths))
+        split.confusion.update(prediction.fused.argmax(-1), batch.labels)
+
+    def _split(self, name: str) -> SplitScores:
+        return cast(SplitScores, self.split_scores[name])
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores over whole splits, never means over batches."""
+        self.scores = {name: self._split(name).compute(self.info.label_names) for name in self.evaluation_splits}
+        for split, scores in self.scores.items():
+            self.log_dict({f"{split}/{name}": scores[name] for name in SCALARS})
+
+    def predict_step(self, batch: ConversationBatch, batch_idx: int = 0, dataloader_idx: int = 0) -> Prediction:
+        """Class scores of every utterance of the batch."""
+        return cast(Prediction, self(batch))
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and, if any, the scheduler stepped once per epoch."""
+        plugins = self.config["plugins"]
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = instantiate(self.config["optimizer"], plugins, params=trainable)
+        if self.config["scheduler"]["_target_"] is None:
+            return optimizer
+        return [optimizer], [instantiate(self.config["scheduler"], plugins, optimizer=optimizer)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store, as plain containers, what rebuilds the model."""
+        checkpoint[CHECKPOINT_KEY] = {"config": self.config, "info": self.info.to_dict()}
+
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> Self:
+        """Rebuild a trained module from its checkpoint alone; nothing in the file is executed.
+
+        Raises:
+            MercError: the file is missing, damaged or not a checkpoint of merc.
+        """
+        checkpoint = load_checkpoint(path)
+        if CHECKPOINT_KEY not in checkpoint:
+            raise MercError(f"{path} is not a checkpoint of merc: it does not say which model it belongs to.")
+        stored = checkpoint[CHECKPOINT_KEY]
+        module = cls(stored["config"], CorpusInfo.from_dict(stored["info"]))
+        module.load_state_dict(checkpoint["state_dict"])
+        return module.eval()
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only``: tensors and plain containers, nothing is executed.
+
+    Raises:
+        MercError: the file is missing, damaged, or holds anything else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise MercError(f"There is no checkpoint at {path}.") from error
+    except Exception as error:
+        raise MercError(
+            f"{path} cannot be read as a checkpoint of tensors and plain values; nothing in it was executed. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise MercError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint.")
+    return checkpoint

@@ -1,0 +1,76 @@
+"""The callback that keeps the history of a run and writes it, with the checkpoints, after every epoch."""
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from merc.errors import MercError
+from merc.files import write_text
+from merc.reporting.history import Epoch, per_class_values, selected_epoch, split_values, to_csv
+from merc.reporting.run_folder import RunFolder
+
+
+class Recorder(Checkpoint):
+    """Keeps every epoch's numbers and writes metrics.csv, status.json and the checkpoints.
+
+    The history travels inside ``last.ckpt``, so that a resumed run writes what an uninterrupted one would have. Being a
+    :class:`Checkpoint`, it is called behind the callbacks that log.
+
+    Args:
+        folder: where to write.
+
+    Raises:
+        MercError: the training loss is no longer a number, or a file cannot be written.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.history: list[Epoch] = []
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        scores: dict[str, dict[str, Any]] = dict(pl_module.scores)  # type: ignore[arg-type]  # of EmotionRecognition
+        epoch = trainer.current_epoch + 1
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        _refuse_divergence(epoch, logged["train/loss"])
+        values = {
+            "train/loss": logged["train/loss"],
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            **logged,
+            **split_values(scores),  # exact: what Lightning logs passes through single precision
+            "seconds": time.perf_counter() - self._started,
+        }
+        self.history.append({"epoch": epoch, "values": values, "scores": scores})
+        for logger in trainer.loggers:
+            for split, split_scores in scores.items():
+                logger.log_metrics(per_class_values(split_scores, split), step=trainer.global_step)
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        # The complete checkpoint comes behind the selected one: a run killed in between repeats this epoch.
+        if trainer.strategy.broadcast(selected_epoch(self.history) is self.history[-1]):
+            trainer.save_checkpoint(self.folder.selected, weights_only=True)
+        trainer.save_checkpoint(self.folder.last, weights_only=False)
+        if trainer.is_global_zero:
+            write_text(self.folder.history, to_csv(self.history))
+            self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs)
+
+
+def _refuse_divergence(epoch: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise MercError(
+            f"The training loss is {loss} after epoch {epoch}: training diverged. Lower hyperparameters.learning_rate, "
+            "or set trainer.gradient_clip_val=1."
+        )

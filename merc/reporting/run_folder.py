@@ -1,0 +1,218 @@
+"""The run folder: everything that a run leaves behind, and who may write there.
+
+config.yaml          the resolved configuration
+environment.json     versions, git commit, hardware
+status.json          running, finished or failed, with the error
+metrics.csv          one row per epoch
+metrics.json         the test scores at the selected, the last and the best test epoch
+predictions.parquet  every utterance of the evaluated splits, from the selected epoch
+checkpoints/         last.ckpt (complete, every epoch), selected.ckpt (weights of the best validation epoch)
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from merc.errors import MercError
+from merc.files import write_json, write_text
+
+# How a run is run, not what it computes.
+_BESIDES_THE_EXPERIMENT = ("run_root", "run_dir", "resume", "overwrite", "logger")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the files of a run lie."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.parquet"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def selected(self) -> Path:
+        return self.checkpoints / "selected.ckpt"
+
+    def read_status(self) -> dict[str, Any]:
+        """The content of status.json; empty when there is none."""
+        if not self.status.exists():
+            return {}
+        status: dict[str, Any] = json.loads(self.status.read_text(encoding="utf-8"))
+        return status
+
+    def update_status(self, **changes: Any) -> None:
+        """Replace some entries of status.json."""
+        write_json(self.status, self.read_status() | changes)
+
+    @property
+    def finished(self) -> bool:
+        return self.read_status().get("state") == "finished"
+
+
+def default_path(cfg: DictConfig, name: str) -> Path:
+    """The folder that belongs to a configuration: ``<run_root>/<name>-<hash>/seed=<seed>``.
+
+    The hash is taken of the configuration as composed, before interpolation, so that what follows the seed does
+    not set the seeds of one experiment apart.
+    """
+    experiment = OmegaConf.to_container(cfg)
+    assert isinstance(experiment, dict)
+    for key in (*_BESIDES_THE_EXPERIMENT, "seed"):
+        experiment.pop(key, None)
+    digest = hashlib.sha256(json.dumps(experiment, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(cfg.run_root) / f"{name}-{digest}" / f"seed={cfg.seed}"
+
+
+@contextmanager
+def claim(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the run folder for this process, and keep its status.json true.
+
+    A new run starts in an empty folder; what a run left that failed before its first checkpoint is thrown away.
+    A finished run is held without being changed.
+
+    Args:
+        folder: the run folder; made when it does not exist.
+        config: the plain resolved configuration.
+        resume: go on with the run in the folder.
+        overwrite: throw that run away.
+
+    Raises:
+        MercError: another process is writing there, the folder holds a run and neither option was given (or both), the
+            run to resume has another configuration, or the folder holds something that is no run.
+    """
+    if resume and overwrite:
+        raise MercError("resume=true and overwrite=true contradict each other. Choose one.")
+    with _lock(folder):
+        _prepare(folder, config, resume=resume, overwrite=overwrite)
+        if folder.finished:
+            yield
+            return
+        started = folder.read_status().get("started", _now())
+        me = {"pid": os.getpid(), "host": socket.gethostname()}
+        write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        folder.update_status(state="running", error=None, started=started, ended=None, **me)
+        try:
+            yield
+        except BaseException as error:
+            # When the disk is full this write fails as well, and the error at hand says more.
+            with suppress(MercError):
+                folder.update_status(state="failed", error=str(error) or type(error).__name__, ended=_now())
+            raise
+        folder.update_status(state="finished", ended=_now())
+
+
+@contextmanager
+def _lock(folder: RunFolder) -> Iterator[None]:
+    """The kernel frees this lock when its process ends in whatever way."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        file = (folder.path / ".lock").open("w")
+    except OSError as error:
+        raise MercError(
+            f"Cannot write to the run folder {folder.path}: {error.strerror}. Choose another with run_root=… or run_dir=…."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = folder.read_status()
+            raise MercError(
+                f"Process {owner.get('pid')} on {owner.get('host')} is writing to {folder.path}. "
+                "Wait for it, stop it, or choose another folder with run_dir=…."
+            ) from error
+        yield
+
+
+def _prepare(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    strangers = [path.name for path in folder.path.iterdir() if path.name != ".lock"]
+    if not strangers:
+        return
+    if not folder.status.exists():
+        raise MercError(
+            f"{folder.path} holds {', '.join(sorted(strangers)[:3])} and no status.json, so it is no run folder. "
+            "Choose another with run_dir=…."
+        )
+    if overwrite or not (folder.finished or folder.last.exists()):
+        _clear(folder)
+    elif resume:
+        _refuse_other_configuration(folder, config)
+    else:
+        state = "finished" if folder.finished else "unfinished"
+        raise MercError(
+            f"{folder.path} holds a {state} run. Add resume=true to go on with it, overwrite=true to start again, "
+            "or choose another folder with run_dir=…."
+        )
+
+
+def _clear(folder: RunFolder) -> None:
+    # The status goes last: without it an interrupted clearing would leave a folder that nobody may touch.
+    for path in sorted(folder.path.iterdir(), key=lambda path: path == folder.status):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+
+
+def _refuse_other_configuration(folder: RunFolder, config: Mapping[str, Any]) -> None:
+    there = _flat(OmegaConf.to_container(OmegaConf.load(folder.config)))
+    here = _flat(OmegaConf.to_container(OmegaConf.create(dict(config))))
+    differing = [
+        f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key, "absent") != here.get(key, "absent") and key.split(".")[0] not in _BESIDES_THE_EXPERIMENT
+    ]
+    if differing:
+        raise MercError(
+            f"The run in {folder.path} has another configuration: {'; '.join(differing)}. "
+            "Resume it with the command that started it, or choose another folder with run_dir=…."
+        )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {prefix.rstrip("."): node}
+    return {key: leaf for name, value in node.items() for key, leaf in _flat(value, f"{prefix}{name}.").items()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

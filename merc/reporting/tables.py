@@ -1,0 +1,69 @@
+"""The tables that the commands print."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+SUMMARY = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1")
+REASONS = {
+    "selected": "best validation weighted F1",
+    "last": "end of training",
+    "test_best": "best test weighted F1 (optimistic)",
+}
+
+
+def closing_tables(metrics: Mapping[str, Any], folder: Path) -> RenderableType:
+    """What a training run prints at its end: the scores per class and at the three epochs, in percent.
+
+    Args:
+        metrics: the content of metrics.json.
+        folder: the run folder.
+    """
+    epoch = "selected" if "selected" in metrics else "last"
+    title = f"Test, {epoch} epoch {metrics[epoch]['epoch']}"
+    notes = [Text(f"Run folder: {folder}", overflow="fold")]
+    if "selected" not in metrics:
+        notes.insert(0, Text("No epoch is selected: data.split=merged trains on the validation split as well."))
+    return Group(class_table(metrics[epoch]["per_class"], title), _epochs_table(metrics), *notes)
+
+
+def class_table(per_class: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """Precision, recall and F1 in percent and the support of every class."""
+    table = Table("class", title=title, title_justify="left")
+    for column in ("precision", "recall", "F1", "support"):
+        table.add_column(column, justify="right")
+    for label, scores in per_class.items():
+        cells = [_percent(scores[measure]) for measure in ("precision", "recall", "f1")]
+        table.add_row(label, *cells, str(int(scores["support"])))
+    return table
+
+
+def scores_line(scores: Mapping[str, Any], names: Sequence[str] = SUMMARY) -> str:
+    """The scores of a whole split in one line, in percent."""
+    return "  ".join(f"{name} {_percent(scores[name])}" for name in names)
+
+
+def _epochs_table(metrics: Mapping[str, Any]) -> Table:
+    table = Table("test scores at", "epoch", title_justify="left")
+    for name in SUMMARY:
+        table.add_column(name, justify="right")
+    table.add_column("chosen by")
+    for name, scores in metrics.items():
+        table.add_row(name, str(scores["epoch"]), *[_percent(scores[measure]) for measure in SUMMARY], REASONS[name])
+    return table
+
+
+def _percent(score: float) -> str:
+    return f"{100 * score:.2f}"
+
+
+def show(content: RenderableType) -> None:
+    """Print to stdout, at a fixed width where stdout is no terminal, so that logs keep whole lines."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(content)

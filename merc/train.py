@@ -1,0 +1,166 @@
+"""``python -m merc.train``: one run trains, evaluates and writes a run folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from merc import cli
+from merc.balancing import build_policy
+from merc.config import instantiate, plain
+from merc.data.datamodule import ConversationDataModule
+from merc.errors import MercError
+from merc.files import write_json
+from merc.models.lightning_module import EmotionRecognition, load_checkpoint
+from merc.reporting.environment import describe_environment
+from merc.reporting.history import summarize
+from merc.reporting.loggers import log_closing, open_logger
+from merc.reporting.predictions import predict, write_predictions
+from merc.reporting.progress import TrainingProgress
+from merc.reporting.quiet import quiet_lightning
+from merc.reporting.recorder import Recorder
+from merc.reporting.run_folder import RunFolder, claim, default_path
+from merc.reporting.tables import closing_tables, show
+from merc.resuming import AtomicCheckpoints, EpochSeeds, SchedulerCatchUp, seed_everything
+
+
+def main() -> None:
+    """The command."""
+    cli.run(train, "train")
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train, evaluate and write the run folder; go on with the run that is there when ``resume`` is set.
+
+    Args:
+        cfg: the composed configuration, see conf/train.yaml.
+
+    Returns:
+        The content of metrics.json (empty in the helper processes of a distributed run).
+
+    Raises:
+        MercError: the data, the configuration or the run folder do not allow the run, or it ran out of disk or memory.
+        KeyboardInterrupt: the run was stopped; its message says how to go on.
+    """
+    quiet_lightning()
+    config = plain(cfg)
+    name = _name(cfg)
+    folder = RunFolder(Path(cfg.run_dir) if cfg.run_dir else default_path(cfg, name))
+    if rank_zero_only.rank != 0:
+        _fit(config, folder, group=name)
+        return {}
+    with claim(folder, config, resume=cfg.resume, overwrite=cfg.overwrite):
+        if not folder.finished:
+            write_json(folder.environment, describe_environment())
+            _fit(config, folder, group=name)
+    metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
+    show(closing_tables(metrics, folder.path))
+    return metrics
+
+
+def _name(cfg: DictConfig) -> str:
+    """``<model>-<data>``, the choices on the command line."""
+    if not HydraConfig.initialized():
+        return str(cfg.corpus.name)
+    choices = HydraConfig.get().runtime.choices
+    return f"{choices['model']}-{choices['data']}"
+
+
+def _fit(config: dict[str, Any], folder: RunFolder, group: str) -> None:
+    """Everything between an empty run folder, or a checkpoint in it, and a complete one."""
+    seed_everything(config["seed"])
+    data: ConversationDataModule = instantiate(config["data"], config["plugins"])
+    data.setup()
+    module = EmotionRecognition(config, data.info)
+    module.evaluation_splits = data.evaluation_splits
+    with open_logger(config, folder, group) as logger:
+        recorder = Recorder(folder)
+        trainer = build_trainer(
+            config,
+            callbacks=_train_callbacks(config, recorder),
+            plugins=[AtomicCheckpoints()],
+            logger=logger or False,
+            default_root_dir=folder.path,
+        )
+        checkpoint = folder.last if config["resume"] and folder.last.exists() else None
+        _run(trainer, module, data, checkpoint)
+        if trainer.is_global_zero:
+            _close(trainer, module, data, recorder, logger)
+
+
+def _train_callbacks(config: dict[str, Any], recorder: Recorder) -> list[L.Callback]:
+    callbacks = [EpochSeeds(config["seed"]), SchedulerCatchUp(), build_policy(config), recorder]
+    if config["trainer"]["enable_progress_bar"]:
+        callbacks.append(TrainingProgress())
+    return [callback for callback in callbacks if callback is not None]
+
+
+def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
+    """Lightning's Trainer with the settings under ``trainer``; what merc does itself is switched off there.
+
+    Args:
+        config: the plain resolved configuration.
+        arguments: of the Trainer; they win over the settings.
+
+    Raises:
+        MercError: the settings contradict each other, or ask for hardware that is not there.
+    """
+    settings = config["trainer"]
+    if settings["max_epochs"] < 1:
+        raise MercError(f"trainer.max_epochs={settings['max_epochs']} trains nothing. Choose 1 or more.")
+    own = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "check_val_every_n_epoch": 1,
+    }
+    try:
+        trainer: L.Trainer = instantiate(settings, config["plugins"], **own, **arguments)
+    except (MisconfigurationException, ValueError) as error:
+        raise MercError(f"The trainer cannot be set up: {error} Look at the keys under trainer.") from error
+    return trainer
+
+
+def _run(
+    trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataModule, checkpoint: Path | None
+) -> None:
+    try:
+        # A checkpoint holds plain values and tensors only.
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
+        raise KeyboardInterrupt("Stopped. The same command with resume=true goes on from the last epoch.") from stop
+    except torch.OutOfMemoryError as error:
+        raise MercError(
+            "The device ran out of memory. Lower hyperparameters.batch_size or hyperparameters.hidden_dim, "
+            "or try trainer.precision=bf16-mixed."
+        ) from error
+
+
+def _close(
+    trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataModule, recorder: Recorder, logger: Logger | None
+) -> None:
+    """Write metrics.json and the predictions of the selected epoch, of the last one without a validation split."""
+    folder = recorder.folder
+    metrics = summarize(recorder.history)
+    checkpoint = folder.selected if "selected" in metrics else folder.last
+    module.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
+    module.to(trainer.strategy.root_device)
+    splits = {
+        split: (data.parts[split], predict(module, data.loader(split), trainer.precision_plugin.forward_context()))
+        for split in data.evaluation_splits
+    }
+    write_predictions(folder.predictions, splits)
+    write_json(folder.metrics, metrics)
+    if logger is not None:
+        log_closing(logger, metrics, splits)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The whole model: sizes, subsets of modalities, and predictions that depend on nothing but the dialogue."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from merc.data.conversation import ConversationBatch, CorpusInfo
+from merc.errors import MercError
+from merc.models.build import build_model
+from merc.models.emotion_model import EmotionModel, count_parameters
+
+VARIANTS = [
+    ("model=amb_dsgdn",),
+    ("model=amb_dsgdn_released",),
+    ("denoiser=none",),
+    ("graph=none",),
+    ("graph=gcn",),
+    ("graph=relational_gat",),
+    ("gate=sigmoid",),
+    ("balancing=none",),
+    ("balancing=fixed",),
+    ("fusion=cross_attention",),
+    ("classifier=weighted_logits",),
+    ("graph.subgraphs=[intra_speaker]",),
+    ("graph.future=0",),
+    ("denoiser.modalities=[text,audio,visual]", "denoiser.module.layers=2"),
+]
+
+
+def pick(batch: ConversationBatch, dialogues: Sequence[int]) -> ConversationBatch:
+    rows = torch.cat([(batch.dialogues == b).nonzero()[:, 0] for b in dialogues])
+    return ConversationBatch(
+        features={m: x[rows] for m, x in batch.features.items()},
+        speakers=batch.speakers[rows],
+        labels=batch.labels[rows],
+        lengths=tuple(batch.lengths[b] for b in dialogues),
+    )
+
+
+@pytest.mark.parametrize(
+    ("corpus", "audio", "speakers", "classes", "parameters"),
+    [("iemocap", 1582, 2, 6, 13_133_234), ("meld", 300, 9, 7, 12_481_973)],
+)
+def test_released_model_has_the_published_number_of_parameters(
+    make_config: Callable[..., dict[str, Any]], corpus: str, audio: int, speakers: int, classes: int, parameters: int
+) -> None:
+    config = make_config(f"data=synthetic_{corpus}", "model=amb_dsgdn_released", "hyperparameters.hidden_dim=512")
+    info = CorpusInfo(
+        dims={"text": 1024, "audio": audio, "visual": 342},
+        label_names=tuple(map(str, range(classes))),
+        speaker_slots=speakers,
+        class_counts=(1,) * classes,
+    )
+    assert count_parameters(build_model(config, info)) == parameters
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
+def test_predictions_depend_on_the_dialogue_alone(
+    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch], overrides: tuple[str, ...]
+) -> None:
+    model = make_model(*overrides).eval()
+    batch = make_batch(lengths=(5, 1, 12, 3))
+    together = model(batch)
+    for dialogues in ([0], [1], [2, 3], [3, 1, 0]):
+        alone = model(pick(batch, dialogues))
+        rows = torch.cat([(batch.dialogues == b).nonzero()[:, 0] for b in dialogues])
+        torch.testing.assert_close(alone.fused, together.fused[rows], atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(others=st.lists(st.integers(1, 60), max_size=4), seed=st.integers(0, 99))
+@pytest.mark.parametrize("name", ["amb_dsgdn", "amb_dsgdn_released"])
+def test_longer_dialogues_beside_it_change_nothing(
+    make_model: Callable[..., EmotionModel],
+    make_batch: Callable[..., ConversationBatch],
+    name: str,
+    others: list[int],
+    seed: int,
+) -> None:
+    model = make_model(f"model={name}").eval()
+    batch = make_batch(lengths=(7, *others), seed=seed)
+    torch.testing.assert_close(model(batch).fused[:7], model(pick(batch, [0])).fused, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
+def test_one_training_step_moves_every_parameter(
+    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch], overrides: tuple[str, ...]
+) -> None:
+    model = make_model(*overrides).train()
+    prediction = model(make_batch())
+    loss = prediction.fused.square().sum() + sum(x.square().sum() for x in prediction.unimodal.values())
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("modalities", [c for n in (1, 2, 3) for c in combinations(("text", "audio", "visual"), n)])
+@pytest.mark.parametrize("name", ["amb_dsgdn", "amb_dsgdn_released"])
+def test_any_modalities_of_any_dimension(
+    make_model: Callable[..., EmotionModel],
+    make_batch: Callable[..., ConversationBatch],
+    modalities: tuple[str, ...],
+    name: str,
+) -> None:
+    dims = {modality: 2 + 3 * i for i, modality in enumerate(modalities)}
+    model = make_model(f"model={name}", f"data.modalities=[{','.join(modalities)}]", dims=dims).train()
+    prediction = model(make_batch(dims=dims))
+    assert prediction.fused.shape == (14, 4)
+    assert tuple(prediction.unimodal) == modalities
+
+
+def test_a_modality_of_another_name_works(
+    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch]
+) -> None:
+    dims = {"text": 4, "physiology": 6}
+    overrides = ("data.modalities=[text,physiology]", "denoiser.modalities=[physiology]")
+    assert set(make_model(*overrides, dims=dims)(make_batch(dims=dims)).unimodal) == set(dims)
+
+
+def test_no_future_means_no_future(
+    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch]
+) -> None:
+    model = make_model("denoiser=none", "graph.future=0").eval()
+    batch = make_batch(lengths=(12,))
+    before = model(batch).fused
+    for features in batch.features.values():
+        features[8:] += 1.0
+    after = model(batch).fused
+    torch.testing.assert_close(after[:8], before[:8])
+    assert not torch.allclose(after[8:], before[8:])
+
+
+def test_context_reaches_the_prediction(
+    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch]
+) -> None:
+    batch = make_batch(lengths=(12,))
+    model = make_model().eval()
+    before = model(batch).fused
+    for features in batch.features.values():
+        features[6] += 1.0
+    assert not torch.allclose(model(batch).fused[5], before[5])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("denoiser.modalities=[vidual]", "Did you mean 'visual'"),
+        ("graph.subgraphs=[inter_speeker]", "Did you mean 'inter_speaker'"),
+        ("graph.past=-1", "must not be negative"),
+        ("denoiser.module.heads=3", "heads=3"),
+        ("classifier.weights={text: 1}", "no weight for audio, visual"),
+        ("graph.module._target_=os.system", "lies outside"),
+        ("graph.module._target_=merc.models.graphs.NoSuch", "cannot be imported"),
+        ("+graph.module.colour=red", "cannot be built"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    make_model: Callable[..., EmotionModel], override: str, message: str
+) -> None:
+    with pytest.raises(MercError, match=message):
+        make_model(override)

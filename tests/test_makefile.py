@@ -1,0 +1,50 @@
+"""The Makefile explains itself, and continuous integration runs what the README says."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()  # type: ignore[index]
+
+
+def make(*arguments: str) -> str:
+    done = subprocess.run(["make", "--no-print-directory", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_make_alone_lists_every_target() -> None:
+    assert make() == make("help")
+    assert [line.split()[1] for line in make("help").splitlines()] == TARGETS
+    assert all(len(line.split()) > 2 for line in make("help").splitlines())
+
+
+def test_environment_is_created_once(tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    assert "--constraint constraints.txt --editable" in make("-n", "train", f"VENV={environment}")
+    environment.mkdir()
+    (environment / ".merc-installed").touch()
+    assert "pip" not in make("-n", "train", f"VENV={environment}")
+
+
+def test_interpreter_environment_and_constraints_can_be_chosen(tmp_path: Path) -> None:
+    commands = make("-n", "test", f"VENV={tmp_path}", "PYTHON=python3.99", "CONSTRAINTS=")
+    assert f"python3.99 -m venv {tmp_path}" in commands
+    assert "--constraint" not in commands
+
+
+@pytest.mark.parametrize("target", ["lint", "test"])
+def test_continuous_integration_runs_targets_of_the_readme(target: str) -> None:
+    assert f"make {target}" in (ROOT / ".ci" / "run").read_text()
+    assert f"make {target}" in (ROOT / "README.md").read_text()
+
+
+def test_pre_commit_needs_no_other_repository() -> None:
+    repositories = OmegaConf.load(ROOT / ".pre-commit-config.yaml").repos
+    assert {repository["repo"] for repository in repositories} == {"local"}
+    hooks = [hook["entry"].split() for repository in repositories for hook in repository["hooks"]]
+    assert all(program == "make" and target in TARGETS for program, target in hooks)
