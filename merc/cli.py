@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from merc.config import CONFIG_MODULE, compose
@@ -34,11 +34,12 @@ def run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     # Hydra otherwise prints and exits by itself, before anybody can explain.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = [_quote(argument) for argument in sys.argv[1:]]
     failures: list[Exception] = []
 
     def guarded(cfg: DictConfig) -> None:
         try:
-            _refuse_unread_additions(cfg)
+            _check_overrides(cfg, config_name)
             job(cfg)
         except Exception as error:
             _report(error, config_name)
@@ -54,6 +55,13 @@ def run(job: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.exit(INTERRUPTED)
     if failures:
         sys.exit(1)
+
+
+def _quote(argument: str) -> str:
+    """Quote a value with an equals sign in it, such as the path of a run folder, which Hydra's grammar refuses."""
+    key, _, value = argument.partition("=")
+    plain_value = re.fullmatch(r"[^'\"\[{(,]*=[^'\"\]}),]*", value)
+    return f'{key}="{value}"' if plain_value and not argument.startswith("-") else argument
 
 
 def _report(error: Exception, config_name: str) -> None:
@@ -72,10 +80,12 @@ def _verbose() -> bool:
 def _explain(error: Exception, config_name: str) -> str | None:
     """A composition error in one sentence with the nearest valid name; None when it is no mistake of the user."""
     text = str(error).strip()
-    if isinstance(error, InterpolationResolutionError | MissingMandatoryValue):
+    if isinstance(error, MissingMandatoryValue):
+        return f"{text.splitlines()[0]}. Give it a value on the command line: key=value."
+    if isinstance(error, InterpolationResolutionError):
         return f"The configuration cannot be resolved: {text.splitlines()[0]}"
     if isinstance(error, OverrideParseException):
-        return f"{text.splitlines()[0]} Write key=value, and quote values that hold special characters."
+        return f"'{error.override}' cannot be read. Write key=value, and quote values with special characters twice: 'key=\"a b\"'."
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
@@ -110,27 +120,47 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _refuse_unread_additions(cfg: DictConfig) -> None:
-    """Refuse a key added with ``+`` that nothing reads.
+def _check_overrides(cfg: DictConfig, config_name: str) -> None:
+    """Refuse what composes but cannot be meant: keys that nothing reads, deletions, values of another kind."""
+    settings = HydraConfig.get()
+    choices = settings.runtime.choices
+    parsed = OverridesParser.create().parse_overrides(list(settings.overrides.task))
+    keys = {override.key_or_group: override for override in parsed if override.key_or_group not in choices}
+    for key, override in keys.items():
+        if override.is_add():
+            _refuse_unread(cfg, key)
+        if override.is_delete() and not _reaches_a_constructor(cfg, key):
+            raise MercError(f"'{key}' cannot be left out of the configuration. Where a group can do without: {key}=none.")
+    if keys:
+        selection = [override.input_line for override in parsed if override.key_or_group in choices]
+        _refuse_other_kinds(cfg, compose(selection, config_name), keys)
 
-    Whatever reaches a constructor is checked there, an interpolation reads its key, and groups are Hydra's business.
-    """
-    hydra_config = HydraConfig.get()
-    text = OmegaConf.to_yaml(cfg)
-    for override in OverridesParser.create().parse_overrides(list(hydra_config.overrides.task)):
-        key = override.key_or_group
-        added = override.is_add() and key not in hydra_config.runtime.choices
-        read = any(f"${{{name}}}" in text for name in _with_parents(key))
-        if added and not read and not _reaches_a_constructor(cfg, key):
-            hint = nearest(key, _dotted(OmegaConf.to_container(cfg)))
-            raise MercError(f"Nothing reads the added key '{key}'. Leave it out, or correct its name.{hint}")
+
+def _refuse_unread(cfg: DictConfig, key: str) -> None:
+    """Refuse an added key, unless it reaches a constructor, which checks it, or an interpolation reads it."""
+    if not _reaches_a_constructor(cfg, key) and f"${{{key}}}" not in OmegaConf.to_yaml(cfg):
+        hint = nearest(key, set(_dotted(OmegaConf.to_container(cfg))) - {key})
+        raise MercError(f"Nothing reads the added key '{key}'. Leave it out, or correct its name.{hint}")
 
 
 def _reaches_a_constructor(cfg: DictConfig, key: str) -> bool:
-    nodes = [OmegaConf.select(cfg, parent) for parent in _with_parents(key)[1:]]
+    parents = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
+    nodes = [OmegaConf.select(cfg, parent) for parent in parents]
     return any(isinstance(node, DictConfig) and "_target_" in node for node in nodes)
 
 
-def _with_parents(key: str) -> list[str]:
-    """``a.b.c`` → itself and the nodes that hold it: ``a.b.c``, ``a.b``, ``a``."""
-    return [key, *(key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1))]
+def _refuse_other_kinds(cfg: DictConfig, defaults: DictConfig, keys: Iterable[str]) -> None:
+    """Refuse a value that is no number, switch or list where the default is one."""
+    for key in keys:
+        default, value = OmegaConf.select(defaults, key), OmegaConf.select(cfg, key)
+        kind = next((kind for kind, types in _KINDS.items() if isinstance(default, types)), None)
+        # Lightning takes several kinds of value for one argument, and checks them itself.
+        if kind is not None and not isinstance(value, _KINDS[kind]) and not key.startswith("trainer."):
+            raise MercError(f"{key}={value} is not {kind}, which is needed there. The default is {key}={default}.")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "true or false": (bool,),
+    "a number": (int, float),
+    "a list [a,b]": (ListConfig,),
+}

@@ -5,6 +5,7 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,6 +17,8 @@ TRUSTED_PACKAGES = ("merc", "torch", "torchmetrics", "lightning")
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
     """The configuration that a command would see with these overrides."""
+    if GlobalHydra.instance().is_initialized():  # inside a running command
+        return hydra_compose(config_name, overrides=list(overrides))
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         return hydra_compose(config_name, overrides=list(overrides))
 

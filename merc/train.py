@@ -113,8 +113,9 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
         MercError: the settings contradict each other, or ask for hardware that is not there.
     """
     settings = config["trainer"]
-    if settings["max_epochs"] < 1:
-        raise MercError(f"trainer.max_epochs={settings['max_epochs']} trains nothing. Choose 1 or more.")
+    epochs = settings["max_epochs"]
+    if not isinstance(epochs, int) or epochs < 1:
+        raise MercError(f"trainer.max_epochs={epochs} is no number of epochs. Choose 1 or more.")
     own = {
         "enable_progress_bar": False,
         "enable_model_summary": False,

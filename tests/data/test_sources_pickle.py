@@ -1,4 +1,3 @@
-import io
 import os
 import pickle
 import struct
@@ -15,12 +14,11 @@ from merc.data.corpora import MELD
 from merc.data.sources import PublishedPickle, safe_pickle
 from merc.errors import MercError
 
-RANDOM = np.random.default_rng(0)
 TEXT, AUDIO, VISUAL = 4, 3, 2
 
 
 def table(n: int, d: int, dtype: str = "f4") -> np.ndarray[Any, Any]:
-    return RANDOM.normal(size=(n, d)).astype(dtype)
+    return np.random.default_rng(100 * n + d).normal(size=(n, d)).astype(dtype)
 
 
 def meld_items() -> list[Any]:
@@ -236,12 +234,14 @@ def test_a_truncated_pickle(tmp_path: Path, share: float) -> None:
         PublishedPickle(str(tmp_path / "t.pkl"), "meld").read()
 
 
-@given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_pickle_ends_in_a_clear_error_or_is_read(tmp_path: Path, data: st.DataObject) -> None:
+# CPython's own unpickler complains unraisably about a byte array that is cut short.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@given(places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=5))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_pickle_ends_in_a_clear_error_or_is_read(tmp_path: Path, places: list[tuple[float, int]]) -> None:
     content = bytearray(pickle.dumps(tuple(meld_items()), 2))
-    for _ in range(data.draw(st.integers(1, 5))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    for place, value in places:
+        content[int(place * len(content))] = value
     (tmp_path / "d.pkl").write_bytes(content)
     try:
         PublishedPickle(str(tmp_path / "d.pkl"), "meld").read()
@@ -250,9 +250,8 @@ def test_a_damaged_pickle_ends_in_a_clear_error_or_is_read(tmp_path: Path, data:
 
 
 def test_a_memory_bomb(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    buffer.write(b"\x80\x02]r" + struct.pack("<I", 2**31) + b".")  # a memo with two thousand million entries
-    (tmp_path / "bomb.pkl").write_bytes(buffer.getvalue())
+    # A memo with two thousand million entries.
+    (tmp_path / "bomb.pkl").write_bytes(b"\x80\x02]r" + struct.pack("<I", 2**31) + b".")
     with pytest.raises(MercError, match="more memory than its size explains"):
         PublishedPickle(str(tmp_path / "bomb.pkl"), "meld").read()
 

@@ -76,7 +76,7 @@ def _decode(data: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> NDArra
         objects = np.empty(len(data), dtype=object)
         for index, item in enumerate(data):  # item by item: numpy would take equal arrays for a table
             objects[index] = item
-        return objects.reshape(shape, order=order)
+        return objects.reshape(shape)  # numpy lists them row by row, whatever the order in memory
     content = data.encode("latin1") if isinstance(data, str) else data
     return np.frombuffer(content, dtype=dtype.code).reshape(shape, order=order)
 
@@ -103,6 +103,10 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes() -> bytes:
+    return b""  # how protocol 2 writes it; a number would ask for that many bytes
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
@@ -118,9 +122,14 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): OrderedDict,
     **{
-        (builtins, kind.__name__): kind
+        (builtins, name): stand_in
         for builtins in ("builtins", "__builtin__")  # Python 3 and 2
-        for kind in (set, frozenset, bytearray)
+        for name, stand_in in (
+            ("set", set),
+            ("frozenset", frozenset),
+            ("bytearray", bytearray),
+            ("bytes", _empty_bytes),
+        )
     },
 }
 
