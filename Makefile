@@ -10,6 +10,10 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 JOBS ?= 2
 
+# A narrow model and few epochs, so that the first table of scores is there in a minute.
+FIRST_RUN = hyperparameters.hidden_dim=128 hyperparameters.batch_size=16 \
+	hyperparameters.learning_rate=5e-4 hyperparameters.max_epochs=10
+
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.merc-installed
 
@@ -22,7 +26,8 @@ help: ## Show this list
 install: $(INSTALLED) ## Create the environment (.venv) with the tested versions
 
 train: $(INSTALLED) ## Train AMB-DSGDN on generated conversations; ARGS="key=value ..." changes the run
-	$(BIN)/python -m merc.train model=amb_dsgdn data=synthetic_meld run_dir=runs/first overwrite=true $(ARGS)
+	$(BIN)/python -m merc.train model=amb_dsgdn data=synthetic_meld overwrite=true \
+		$(FIRST_RUN) $(ARGS)
 
 test: $(INSTALLED) ## Run all tests, the slow ones too; ARGS="-k store" chooses, JOBS=8 runs more at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

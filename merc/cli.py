@@ -85,7 +85,10 @@ def _explain(error: Exception, config_name: str) -> str | None:
     if isinstance(error, InterpolationResolutionError):
         return f"The configuration cannot be resolved: {text.splitlines()[0]}"
     if isinstance(error, OverrideParseException):
-        return f"'{error.override}' cannot be read. Write key=value, and quote values with special characters twice: 'key=\"a b\"'."
+        return (
+            f"'{error.override}' cannot be read. Write key=value, and values with special characters in quotes that "
+            "the shell leaves there: 'key=\"a, b\"'."
+        )
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
@@ -103,7 +106,7 @@ def _explain(error: Exception, config_name: str) -> str | None:
 
 
 def _valid_keys(unknown: str, config_name: str) -> list[str]:
-    """Dotted keys and groups of the configuration with the other choices of the command line, as far as they compose."""
+    """Groups and dotted keys, with the other choices of the command line where these compose."""
     others = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", f"{unknown}=", "+", "hydra.", "hydra/"))]
     try:
         config = compose([a for a in others if "," not in a], config_name)
@@ -130,23 +133,32 @@ def _check_overrides(cfg: DictConfig, config_name: str) -> None:
         if override.is_add():
             _refuse_unread(cfg, key)
         if override.is_delete() and not _reaches_a_constructor(cfg, key):
-            raise MercError(f"'{key}' cannot be left out of the configuration. Where a group can do without: {key}=none.")
-    if keys:
-        selection = [override.input_line for override in parsed if override.key_or_group in choices]
-        _refuse_other_kinds(cfg, compose(selection, config_name), keys)
+            raise MercError(
+                f"'{key}' cannot be left out of the configuration. Where a group can do without: {key}=none."
+            )
+    kept = [key for key, override in keys.items() if not override.is_delete()]
+    if kept:
+        selection = [str(override.input_line) for override in parsed if override.key_or_group in choices]
+        _refuse_other_kinds(cfg, compose(selection, config_name), kept)
 
 
 def _refuse_unread(cfg: DictConfig, key: str) -> None:
     """Refuse an added key, unless it reaches a constructor, which checks it, or an interpolation reads it."""
-    if not _reaches_a_constructor(cfg, key) and f"${{{key}}}" not in OmegaConf.to_yaml(cfg):
+    text = OmegaConf.to_yaml(cfg)
+    read = any(f"${{{name}}}" in text for name in (key, *_parents(key)))
+    if not read and not _reaches_a_constructor(cfg, key):
         hint = nearest(key, set(_dotted(OmegaConf.to_container(cfg))) - {key})
         raise MercError(f"Nothing reads the added key '{key}'. Leave it out, or correct its name.{hint}")
 
 
 def _reaches_a_constructor(cfg: DictConfig, key: str) -> bool:
-    parents = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
-    nodes = [OmegaConf.select(cfg, parent) for parent in parents]
+    nodes = [OmegaConf.select(cfg, parent) for parent in _parents(key)]
     return any(isinstance(node, DictConfig) and "_target_" in node for node in nodes)
+
+
+def _parents(key: str) -> list[str]:
+    """``a.b.c`` → the nodes that hold it, ``a.b`` and ``a``."""
+    return [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
 
 
 def _refuse_other_kinds(cfg: DictConfig, defaults: DictConfig, keys: Iterable[str]) -> None:

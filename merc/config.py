@@ -1,6 +1,8 @@
 """Composing the Hydra configuration, and turning its nodes into objects."""
 
+import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -15,12 +17,32 @@ CONFIG_MODULE = "merc.conf"
 TRUSTED_PACKAGES = ("merc", "torch", "torchmetrics", "lightning")
 
 
+def expand_choices(overrides: Sequence[str]) -> list[str]:
+    """Spell out the short form ``stage.modality=choice`` of a module chosen for one modality.
+
+    ``denoiser.text=recurrent`` becomes Hydra's ``denoiser/module@denoiser.text=recurrent`` where
+    ``denoiser/module/recurrent.yaml`` exists; everything else passes unchanged.
+    """
+    return [_expand_choice(override) for override in overrides]
+
+
+def _expand_choice(override: str) -> str:
+    short = re.fullmatch(r"(\+?)(\w+)\.(\w+)=([\w,]+)", override)
+    if short is None:
+        return override
+    plus, stage, modality, names = short.groups()
+    modules = files(CONFIG_MODULE) / stage / "module"
+    if not all((modules / f"{name}.yaml").is_file() for name in names.split(",")):
+        return override
+    return f"{plus}{stage}/module@{stage}.{modality}={names}"
+
+
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
     """The configuration that a command would see with these overrides."""
     if GlobalHydra.instance().is_initialized():  # inside a running command
-        return hydra_compose(config_name, overrides=list(overrides))
+        return hydra_compose(config_name, overrides=expand_choices(overrides))
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return hydra_compose(config_name, overrides=list(overrides))
+        return hydra_compose(config_name, overrides=expand_choices(overrides))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from safetensors import SafetensorError
@@ -34,7 +33,9 @@ def main() -> None:
 
 def _command(cfg: DictConfig) -> None:
     if not any(override.startswith("data=") for override in HydraConfig.get().overrides.task):
-        raise MercError("Say on which corpus to evaluate: data=meld, data=iemocap, data=custom, data=synthetic_meld, ….")
+        raise MercError(
+            "Say on which corpus to evaluate: data=meld, data=iemocap, data=custom, data=synthetic_meld, …."
+        )
     evaluate(cfg)
 
 
@@ -77,7 +78,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         prediction = predict(module, loader, trainer.precision_plugin.forward_context())
         write_predictions(Path(config["out"]) / "predictions.parquet", {split: (data.parts[split], prediction)})
         write_json(Path(config["out"]) / "metrics.json", metrics)
-    show(class_table(metrics["per_class"], title=f"{ckpt} on {split}"))
+    show(class_table(metrics["per_class"], title=f"Scores on {split}"))
     show(scores_line(metrics))
     return metrics
 

@@ -148,7 +148,7 @@ def _config(golden: Golden) -> dict[str, object]:
         "hyperparameters.learning_rate": golden.setting("learning_rate"),
         "hyperparameters.weight_decay": golden.setting("weight_decay"),
         "hyperparameters.class_weights": f"[{weights}]" if weights else "none",
-        "denoiser.module.heads": golden.setting("num_heads"),
+        "denoiser.default.heads": golden.setting("num_heads"),
         "balancing.policy.scale": golden.setting("balance_scale"),
     }
     model = f"{golden.setting('model')}_released"

@@ -1,6 +1,7 @@
 """What makes a resumed run end exactly as an uninterrupted one."""
 
 import random
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -61,5 +62,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
         Raises:
             MercError: the disk is full, or the folder cannot be written.
         """
-        with atomic_file(Path(path)) as temporary, temporary.open("wb", buffering=0) as file:
-            torch.save(checkpoint, file)
+        # By way of memory: torch.save itself reports a full disk in several ways, depending on where it strikes.
+        content = BytesIO()
+        torch.save(checkpoint, content)
+        with atomic_file(Path(path)) as temporary:
+            temporary.write_bytes(content.getbuffer())

@@ -53,7 +53,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     config = plain(cfg)
     name = _name(cfg)
     folder = RunFolder(Path(cfg.run_dir) if cfg.run_dir else default_path(cfg, name))
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         _fit(config, folder, group=name)
         return {}
     with claim(folder, config, resume=cfg.resume, overwrite=cfg.overwrite):
@@ -129,9 +129,7 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     return trainer
 
 
-def _run(
-    trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataModule, checkpoint: Path | None
-) -> None:
+def _run(trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataModule, checkpoint: Path | None) -> None:
     try:
         # A checkpoint holds plain values and tensors only.
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -145,7 +143,11 @@ def _run(
 
 
 def _close(
-    trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataModule, recorder: Recorder, logger: Logger | None
+    trainer: L.Trainer,
+    module: EmotionRecognition,
+    data: ConversationDataModule,
+    recorder: Recorder,
+    logger: Logger | None,
 ) -> None:
     """Write metrics.json and the predictions of the selected epoch, of the last one without a validation split."""
     folder = recorder.folder

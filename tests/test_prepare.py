@@ -21,11 +21,8 @@ REAL_MELD = Path(__file__).parents[1] / ".." / "shared" / "data" / "meld"
 def tables(tmp_path: Path) -> Callable[..., list[str]]:
     """Overrides that prepare a small corpus of one's own."""
     lines = ["dialogue,position,utterance,speaker,label,split"]
-    lines += [
-        f"d{d},{i},d{d}_{i},s{i % 2},{'xyz'[i % 3]},{s}"
-        for d, s in enumerate(("train", "dev", "test"))
-        for i in (0, 1, 2)
-    ]
+    for d, split in enumerate(("train", "dev", "test")):
+        lines += [f"d{d},{i},d{d}_{i},s{i % 2},{'xyz'[i]},{split}" for i in range(3)]
     (tmp_path / "u.csv").write_text("\n".join(lines))
     ids = [f"d{d}_{i}" for d in range(3) for i in range(3)]
 
@@ -132,7 +129,6 @@ def test_inspecting_what_is_no_store(tmp_path: Path) -> None:
     done = command("inspect", str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("Error: There is no feature store")
-    assert command("inspect").returncode == 1
 
 
 # A file limit is the nearest thing to a full disk that needs no privileges.

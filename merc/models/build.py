@@ -7,7 +7,6 @@ from torch import nn
 
 from merc.config import instantiate
 from merc.data.conversation import CorpusInfo
-from merc.errors import MercError, nearest
 from merc.models.emotion_model import EmotionModel, SpeakerEmbedding, linear_projection
 from merc.models.graphs import SpeakerGraphs
 from merc.models.stages import PerModality
@@ -50,27 +49,21 @@ def _optional(node: Mapping[str, Any] | None, plugins: Sequence[str], **argument
     return None if node is None else instantiate(node, plugins, **arguments)
 
 
-def _acts_on(node: Mapping[str, Any], modalities: Sequence[str]) -> list[str]:
-    """The modalities of the corpus that a stage names; the field's three names are accepted when absent."""
-    known = {*modalities, "text", "audio", "visual"}
-    for name in node["modalities"]:
-        if name not in known:
-            raise MercError(
-                f"A stage names the modality '{name}', which the data does not have ({', '.join(modalities)})."
-                + nearest(name, known)
-            )
-    return [modality for modality in modalities if modality in node["modalities"]]
+def _choices(node: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Modality → the module chosen for it, its own or the stage's default; modalities without one are left out."""
+    choices = {modality: node.get(modality, node["default"]) for modality in modalities}
+    return {modality: choice for modality, choice in choices.items() if choice["_target_"] is not None}
 
 
 def _per_modality(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequence[str]) -> PerModality:
-    return PerModality({m: instantiate(node["module"], plugins) for m in _acts_on(node, modalities)})
+    return PerModality({m: instantiate(choice, plugins) for m, choice in _choices(node, modalities).items()})
 
 
 def _graphs(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequence[str]) -> SpeakerGraphs:
     return SpeakerGraphs(
         layers={
-            m: {subgraph: instantiate(node["module"], plugins) for subgraph in node["subgraphs"]}
-            for m in _acts_on(node, modalities)
+            m: {subgraph: instantiate(choice, plugins) for subgraph in node["subgraphs"]}
+            for m, choice in _choices(node, modalities).items()
         },
         past=node["past"],
         future=node["future"],

@@ -1,0 +1,1 @@
+"""What a run leaves behind and shows: run folder, history, predictions, tables, progress, loggers."""

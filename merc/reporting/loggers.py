@@ -34,7 +34,7 @@ def open_logger(config: Mapping[str, Any], folder: RunFolder, group: str) -> Ite
         yield None
         return
     logger: Logger = instantiate(node, config["plugins"], folder=folder, group=group, seed=config["seed"])
-    logger.log_hyperparams(config)
+    logger.log_hyperparams(dict(config))
     try:
         yield logger
     finally:
@@ -57,17 +57,15 @@ def wandb_logger(folder: RunFolder, group: str, seed: int, project: str, entity:
     """
     import wandb
 
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
     logger = WandbLogger(
         name=f"{group}-seed={seed}",
         save_dir=os.environ.get("WANDB_DIR", folder.path),
-        id=_run_id(folder),
+        id=run_id(folder),
         project=project,
         entity=entity,
         group=group,
         job_type=f"seed={seed}",
-        mode=mode,
+        mode=wandb_mode(mode),
         settings=wandb.Settings(silent=True, console="off"),
     )
     try:
@@ -112,7 +110,21 @@ def _confusion(wandb: Any, conversations: Conversations, prediction: Prediction)
     )
 
 
-def _run_id(folder: RunFolder) -> str:
+def wandb_mode(mode: str) -> str:
+    """``auto`` as it works out here; any other mode as it is."""
+    if mode != "auto":
+        return mode
+    return os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+
+
+def _has_account() -> bool:
+    import wandb
+
+    return bool(wandb.api.api_key)
+
+
+def run_id(folder: RunFolder) -> str:
+    """The identity of a run at Weights & Biases: that of its folder and first start."""
     name = f"{folder.path.resolve()} {folder.read_status().get('started')}"
     return hashlib.sha256(name.encode()).hexdigest()[:12]
 

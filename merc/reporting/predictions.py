@@ -43,9 +43,9 @@ def _host(logits: list[Tensor]) -> Tensor:
 def write_predictions(path: Path, splits: Mapping[str, tuple[Conversations, Prediction]]) -> None:
     """Write the predictions of some splits as Parquet, one row per utterance.
 
-    Columns: ``split``, ``dialogue``, ``utterance``, ``speaker`` (index inside the dialogue), ``label``, ``prediction``
-    and ``probability_<class>`` of the fused logits; ``<modality>_prediction`` and ``<modality>_probability_<class>`` of each
-    modality's own logits.
+    Columns: ``split``, ``dialogue``, ``utterance``, ``speaker`` (index inside the dialogue), ``label``; ``prediction``
+    and ``probability_<class>`` of the fused logits; ``<modality>_prediction`` and ``<modality>_probability_<class>``
+    of each modality's own logits.
 
     Raises:
         MercError: the file cannot be written.

@@ -149,7 +149,8 @@ def _lock(folder: RunFolder) -> Iterator[None]:
         file = (folder.path / ".lock").open("w")
     except OSError as error:
         raise MercError(
-            f"Cannot write to the run folder {folder.path}: {error.strerror}. Choose another with run_root=… or run_dir=…."
+            f"Cannot write to the run folder {folder.path}: {error.strerror}. "
+            "Choose another with run_root=… or run_dir=…."
         ) from error
     with file:
         try:

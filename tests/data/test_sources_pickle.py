@@ -2,6 +2,7 @@ import os
 import pickle
 import struct
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -243,10 +244,8 @@ def test_a_damaged_pickle_ends_in_a_clear_error_or_is_read(tmp_path: Path, place
     for place, value in places:
         content[int(place * len(content))] = value
     (tmp_path / "d.pkl").write_bytes(content)
-    try:
+    with suppress(MercError):
         PublishedPickle(str(tmp_path / "d.pkl"), "meld").read()
-    except MercError:
-        pass
 
 
 def test_a_memory_bomb(tmp_path: Path) -> None:
@@ -269,9 +268,9 @@ def test_a_bomb_of_references(tmp_path: Path) -> None:
 def test_layouts(tmp_path: Path) -> None:
     for value, message in (
         (tuple(meld_items()[:11]), "holds 11 items"),
-        (tuple(meld_items() + [0]), "holds 14 items"),
+        ((*meld_items(), 0), "holds 14 items"),
         ({"a": 1}, "holds a dict"),
-        (tuple([1, *meld_items()[1:]]), "'ids' is a int, not a dict"),
+        ((1, *meld_items()[1:]), "'ids' is a int, not a dict"),
         ((*meld_items()[:10], 3, 4), "not laid out as a published pickle"),
     ):
         with pytest.raises(MercError, match=message):
@@ -309,9 +308,9 @@ def test_bad_content(tmp_path: Path, case: str) -> None:
 def test_the_other_corpus_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(MercError, match="corpus=meld or corpus=iemocap"):
         PublishedPickle(dump(tmp_path / "m.pkl", meld_items()), None).read()
-    with pytest.raises(MercError, match="corpus"):
+    with pytest.raises(MercError, match="are one-hot rows, unlike those of iemocap"):
         PublishedPickle(dump(tmp_path / "m.pkl", meld_items()), "iemocap").read()
-    with pytest.raises(MercError, match="corpus|laid out"):
+    with pytest.raises(MercError, match="are letters, unlike those of meld"):
         PublishedPickle(dump(tmp_path / "i.pkl", iemocap_items()), "meld").read()
 
 

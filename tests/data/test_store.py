@@ -82,7 +82,7 @@ def test_modalities_in_the_order_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "s", corpus())
     assert list(read_store(tmp_path / "s", ["audio"]).features) == ["audio"]
     assert list(read_store(tmp_path / "s", ["audio", "text"]).features) == ["audio", "text"]
-    with pytest.raises(MercError, match="no modality 'adio', only text, audio. Did you mean 'audio'"):
+    with pytest.raises(MercError, match=r"no modality 'adio', only text, audio\. Did you mean 'audio'"):
         read_store(tmp_path / "s", ["adio"])
 
 

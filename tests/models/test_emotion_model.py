@@ -28,7 +28,7 @@ VARIANTS = [
     ("classifier=weighted_logits",),
     ("graph.subgraphs=[intra_speaker]",),
     ("graph.future=0",),
-    ("denoiser.modalities=[text,audio,visual]", "denoiser.module.layers=2"),
+    ("denoiser.text=transformer", "denoiser.default.layers=2", "graph.audio=gcn"),
 ]
 
 
@@ -120,7 +120,7 @@ def test_a_modality_of_another_name_works(
     make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch]
 ) -> None:
     dims = {"text": 4, "physiology": 6}
-    overrides = ("data.modalities=[text,physiology]", "denoiser.modalities=[physiology]")
+    overrides = ("data.modalities=[text,physiology]", "+graph.physiology=gcn")
     assert set(make_model(*overrides, dims=dims)(make_batch(dims=dims)).unimodal) == set(dims)
 
 
@@ -151,14 +151,13 @@ def test_context_reaches_the_prediction(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("denoiser.modalities=[vidual]", "Did you mean 'visual'"),
         ("graph.subgraphs=[inter_speeker]", "Did you mean 'inter_speaker'"),
         ("graph.past=-1", "must not be negative"),
-        ("denoiser.module.heads=3", "heads=3"),
+        ("denoiser.default.heads=3", "heads=3"),
         ("classifier.weights={text: 1}", "no weight for audio, visual"),
-        ("graph.module._target_=os.system", "lies outside"),
-        ("graph.module._target_=merc.models.graphs.NoSuch", "cannot be imported"),
-        ("+graph.module.colour=red", "cannot be built"),
+        ("graph.default._target_=os.system", "lies outside"),
+        ("graph.default._target_=merc.models.graphs.NoSuch", "cannot be imported"),
+        ("+graph.default.colour=red", "cannot be built"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

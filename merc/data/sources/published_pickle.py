@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 
 from merc.data.conversation import Conversations
 from merc.data.corpora import CORPORA, Corpus
 from merc.data.sources import safe_pickle
 from merc.data.sources.extract import Extract
+from merc.data.sources.progress import progress
 from merc.errors import MercError, nearest
 from merc.files import sha256
 
@@ -168,20 +168,23 @@ class _Reader:
         return labels
 
     def _speakers(self, dialogue: Any) -> list[int]:
-        if self.corpus.name == "iemocap":
-            entry = self._entry("speakers", dialogue)
-            if not all(isinstance(speaker, str) for speaker in entry):
-                raise MercError(
-                    f"{self.path}: the speakers of dialogue '{dialogue}' are not the letters M and F of iemocap. Is "
-                    "corpus=... the right one?"
-                )
+        """The speaker index of each utterance; IEMOCAP has letters, MELD one-hot rows."""
+        entry = self._entry("speakers", dialogue)
+        letters = all(isinstance(speaker, str) for speaker in entry)
+        if letters != (self.corpus.name == "iemocap"):
+            found = "letters" if letters else "one-hot rows"
+            raise MercError(
+                f"{self.path}: the speakers of dialogue '{dialogue}' are {found}, unlike those of {self.corpus.name}. "
+                "Is corpus=... the right one?"
+            )
+        if letters:
             return [0 if speaker == "M" else 1 for speaker in entry]
         one_hot = self._matrix("speakers", dialogue)
         slots = self.corpus.speaker_slots
         if one_hot.shape[1] > slots or not ((one_hot == 1).sum(1) == 1).all():
             raise MercError(
-                f"{self.path}: the speakers of dialogue '{dialogue}' are not one-hot rows of at most "
-                f"{slots} speaker slots ({self.corpus.name}). Is corpus=... the right one?"
+                f"{self.path}: the speakers of dialogue '{dialogue}' are not one-hot rows of at most {slots} speaker "
+                f"slots ({self.corpus.name}). Correct the pickle, or bring the data in as tables: source=tables."
             )
         return [int(index) for index in one_hot.argmax(1)]
 
@@ -200,10 +203,8 @@ class _Reader:
 
     def _rows(self, item: str, dialogues: list[Any]) -> Matrix:
         """(N, D) of all dialogues."""
-        tables = [
-            self._matrix(item, dialogue)
-            for dialogue in track(dialogues, f"Reading {item}", transient=True, disable=len(dialogues) < 100)
-        ]
+        shown = progress(dialogues, f"Reading {item}", len(dialogues))
+        tables = [self._matrix(item, dialogue) for dialogue in shown]
         for dialogue, table in zip(dialogues, tables, strict=True):
             if table.shape[1] != tables[0].shape[1]:
                 raise self._ragged(item, dialogue, f"{table.shape[1]} features, other dialogues {tables[0].shape[1]}")

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 
+from merc.data.sources.progress import progress
 from merc.errors import MercError, nearest
 
 UNREADABLE = (
@@ -210,8 +210,7 @@ def _read_safetensors(path: Path, id_column: str | None, features_column: str | 
 def _stack(path: Path, ids: Sequence[str], vectors: Iterable[Any]) -> NDArray[np.float32]:
     """(R, D) from R vectors."""
     rows: list[NDArray[np.float32]] = []
-    progress = track(vectors, f"Reading {path.name}", total=len(ids), transient=True, disable=len(ids) < 1000)
-    for name, vector in zip(ids, progress, strict=True):
+    for name, vector in zip(ids, progress(vectors, f"Reading {path.name}", len(ids)), strict=True):
         row = _float32(vector)
         if row.ndim != 1 or len(row) != len(rows[0] if rows else row):
             first = rows[0].shape if rows else row.shape

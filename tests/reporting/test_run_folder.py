@@ -1,0 +1,146 @@
+"""Who may write to a run folder, and what its status says."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from merc.config import compose
+from merc.errors import MercError
+from merc.reporting.run_folder import RunFolder, claim, default_path
+
+CONFIG = {"seed": 1, "optimizer": {"lr": 0.1}, "resume": False}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "x")
+
+
+def leave_unfinished(folder: RunFolder, checkpoint: bool) -> None:
+    """What a killed run leaves behind."""
+
+    def train() -> None:
+        with claim(folder, CONFIG, resume=False, overwrite=False):
+            (folder.path / "rubbish.txt").touch()
+            if checkpoint:
+                folder.checkpoints.mkdir()
+                folder.last.touch()
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError):
+        train()
+
+
+def finish(folder: RunFolder) -> None:
+    with claim(folder, CONFIG, resume=False, overwrite=False):
+        folder.checkpoints.mkdir()
+        folder.last.touch()
+
+
+def test_status_follows_the_run(folder: RunFolder) -> None:
+    with claim(folder, CONFIG, resume=False, overwrite=False):
+        assert folder.read_status()["state"] == "running"
+    assert folder.read_status()["state"] == "finished"
+    assert folder.read_status()["ended"]
+
+
+def test_a_failure_is_recorded(folder: RunFolder) -> None:
+    leave_unfinished(folder, checkpoint=False)
+    assert folder.read_status()["state"] == "failed"
+    assert folder.read_status()["error"] == "out of luck"
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_is_started_afresh(folder: RunFolder) -> None:
+    leave_unfinished(folder, checkpoint=False)
+    with claim(folder, CONFIG, resume=False, overwrite=False):
+        assert not (folder.path / "rubbish.txt").exists()
+
+
+@pytest.mark.parametrize("leave", [finish, lambda folder: leave_unfinished(folder, checkpoint=True)])
+def test_an_existing_run_needs_resume_or_overwrite(folder: RunFolder, leave: Callable[[RunFolder], None]) -> None:
+    leave(folder)
+    with (
+        pytest.raises(MercError, match=r"resume=true.*overwrite=true"),
+        claim(folder, CONFIG, resume=False, overwrite=False),
+    ):
+        pass
+    assert folder.last.exists()
+
+
+def test_resume_keeps_and_overwrite_clears(folder: RunFolder) -> None:
+    leave_unfinished(folder, checkpoint=True)
+    started = folder.read_status()["started"]
+    with claim(folder, CONFIG, resume=True, overwrite=False):
+        assert folder.last.exists()
+        assert folder.read_status()["started"] == started
+    with claim(folder, CONFIG, resume=False, overwrite=True):
+        assert not folder.last.exists()
+
+
+def test_resume_refuses_another_configuration_and_names_the_keys(folder: RunFolder) -> None:
+    leave_unfinished(folder, checkpoint=True)
+    other = {"seed": 1, "optimizer": {"lr": 0.2}, "resume": True}
+    with (
+        pytest.raises(MercError, match=r"optimizer\.lr \(0\.1 there, 0\.2 here\)") as error,
+        claim(folder, other, resume=True, overwrite=False),
+    ):
+        pass
+    assert "seed" not in str(error.value)
+
+
+def test_both_options_contradict_each_other(folder: RunFolder) -> None:
+    with pytest.raises(MercError, match="contradict"), claim(folder, CONFIG, resume=True, overwrite=True):
+        pass
+
+
+def test_a_live_run_keeps_others_out(folder: RunFolder) -> None:
+    with (
+        claim(folder, CONFIG, resume=False, overwrite=False),
+        pytest.raises(MercError, match=r"Process \d+ on .* is writing"),
+        claim(folder, CONFIG, resume=False, overwrite=True),
+    ):
+        pass
+
+
+def test_a_killed_run_lets_others_in(folder: RunFolder) -> None:
+    script = (
+        "import os, pathlib\n"
+        "from merc.reporting.run_folder import RunFolder, claim\n"
+        f"with claim(RunFolder(pathlib.Path({str(folder.path)!r})), {CONFIG!r}, resume=False, overwrite=False):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert json.loads(folder.status.read_text())["state"] == "running"
+    with claim(folder, CONFIG, resume=True, overwrite=False):
+        pass
+    assert folder.finished
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_no_run_is_left_alone(folder: RunFolder, overwrite: bool) -> None:
+    folder.path.mkdir(parents=True)
+    (folder.path / "thesis.tex").touch()
+    with pytest.raises(MercError, match=r"thesis\.tex"), claim(folder, CONFIG, resume=False, overwrite=overwrite):
+        pass
+    assert (folder.path / "thesis.tex").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(MercError, match="Cannot write"),
+        claim(RunFolder(tmp_path / "file" / "x"), CONFIG, resume=False, overwrite=False),
+    ):
+        pass
+
+
+def test_the_path_depends_on_the_experiment_alone() -> None:
+    path = default_path(compose(), "name")
+    assert path.name == "seed=1"
+    assert default_path(compose(["resume=true", "logger=tensorboard"]), "name") == path
+    assert default_path(compose(["seed=2"]), "name").parent == path.parent
+    assert default_path(compose(["hyperparameters.window=3"]), "name").parent != path.parent

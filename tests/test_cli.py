@@ -1,0 +1,143 @@
+"""Commands end a user's mistake in one message; they keep the traceback of a bug."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from merc import cli
+from merc.errors import MercError
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> Callable[..., tuple[int, str]]:
+    """Run a job as a command; returns its exit status and what it wrote to stderr."""
+
+    def run(job: Callable[[DictConfig], Any], *arguments: str) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        GlobalHydra.instance().clear()
+        try:
+            cli.run(job, "train")
+        except SystemExit as stop:
+            return int(stop.code or 0), capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return run
+
+
+def nothing(cfg: DictConfig) -> None:
+    """A job that succeeds."""
+
+
+def user_mistake(cfg: DictConfig) -> None:
+    raise MercError("Something is wrong in x. Mend it.")
+
+
+def bug(cfg: DictConfig) -> None:
+    raise KeyError("a bug")
+
+
+def test_a_job_gets_its_configuration(command: Command) -> None:
+    seeds: list[int] = []
+    assert command(lambda cfg: seeds.append(cfg.seed), "seed=7") == (0, "")
+    assert seeds == [7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["optimzer.lr=1"], "Did you mean 'optimizer.lr'?"),
+        (["optimzer=adamw"], "Did you mean 'optimizer'?"),
+        (["hyperparameters.windw=3"], "Did you mean 'hyperparameters.window'?"),
+        (["data=synthetic_iemocap", "data.sise=1"], "Did you mean 'data.size'?"),
+        (["model=amb_dsgd"], "Did you mean 'amb_dsgdn'?"),
+        (["trainer=cpuu"], "Did you mean 'cpu'?"),
+        (["+hyperparameters.windo=3"], "Did you mean 'hyperparameters.window'?"),
+        (["+nobody_reads_this=3"], "Nothing reads the added key 'nobody_reads_this'"),
+        (["seed=many"], "seed=many is not a number"),
+        (["resume=maybe"], "resume=maybe is not true or false"),
+        (["data.modalities=text"], "is not a list"),
+        (["~graph"], "graph=none"),
+        (["seed"], "'seed' cannot be read"),
+        (["seed=[1"], "'seed=[1' cannot be read"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_explained(command: Command, arguments: list[str], hint: str) -> None:
+    status, message = command(nothing, *arguments)
+    assert status == 1
+    assert hint in message
+    assert message.startswith("Error: ")
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["+optimizer.amsgrad=true", "+trainer.limit_train_batches=2", "debug=fast", "~optimizer.weight_decay", "seed=2"],
+)
+def test_valid_overrides_are_accepted(command: Command, argument: str) -> None:
+    assert command(nothing, argument) == (0, "")
+
+
+def test_an_added_key_that_an_interpolation_reads_is_accepted(command: Command) -> None:
+    assert command(nothing, "+hyperparameters.rate=0.1", "optimizer.lr=${hyperparameters.rate}") == (0, "")
+
+
+def test_a_path_with_equals_signs_needs_no_quotes(command: Command) -> None:
+    paths: list[str] = []
+    command(lambda cfg: paths.append(cfg.run_dir), "run_dir=runs/x/seed=1")
+    assert paths == ["runs/x/seed=1"]
+
+
+def test_a_mistake_of_the_user_is_one_line(command: Command) -> None:
+    assert command(user_mistake) == (1, "Error: Something is wrong in x. Mend it.\n")
+
+
+def test_verbose_shows_the_traceback(command: Command) -> None:
+    status, message = command(user_mistake, "hydra.verbose=true")
+    assert status == 1
+    assert "Traceback" in message
+    assert message.endswith("Error: Something is wrong in x. Mend it.\n")
+
+
+def test_a_bug_keeps_its_traceback(command: Command) -> None:
+    status, message = command(bug)
+    assert status == 1
+    assert "Traceback" in message
+    assert "in bug" in message
+
+
+def test_an_interrupt_ends_in_130(command: Command) -> None:
+    def interrupted(cfg: DictConfig) -> None:
+        raise KeyboardInterrupt("Stopped. Go on.")
+
+    assert command(interrupted) == (cli.INTERRUPTED, "Stopped. Go on.\n")
+
+
+def test_the_other_jobs_of_a_multirun_still_run(command: Command) -> None:
+    ran: list[int] = []
+
+    def second_fails(cfg: DictConfig) -> None:
+        ran.append(cfg.seed)
+        if cfg.seed == 2:
+            raise MercError("No second run. Leave it out.")
+
+    assert command(second_fails, "seed=1,2,3", "--multirun") == (1, "Error: No second run. Leave it out.\n")
+    assert ran == [1, 2, 3]
+
+
+def test_help_explains_groups_and_keys(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(nothing, "train")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for part in ("python -m merc.train", "denoiser: none, transformer", "hidden_dim: 512", "resume: false"):
+        assert part in text

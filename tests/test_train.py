@@ -1,0 +1,240 @@
+"""A run leaves a complete and true run folder."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support, precision_score
+
+from merc.config import compose
+from merc.errors import MercError
+from merc.models.lightning_module import EmotionRecognition
+from merc.reporting.run_folder import RunFolder
+from merc.train import train
+
+SMALL = (
+    "data=synthetic_meld",
+    "data.size=0.03",
+    "data.dims.text=16",
+    "data.dims.audio=12",
+    "data.dims.visual=8",
+    "hyperparameters.hidden_dim=16",
+    "hyperparameters.batch_size=8",
+    "hyperparameters.learning_rate=0.01",
+    "trainer=cpu",
+    "trainer.max_epochs=4",
+)
+
+Train = Callable[..., RunFolder]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Train:
+    """Train a small model into a folder of that name."""
+
+    def run(name: str, *overrides: str) -> RunFolder:
+        train(compose([*SMALL, f"run_dir={tmp_path / name}", *overrides]))
+        return RunFolder(tmp_path / name)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    train(compose([*SMALL, f"run_dir={path}"]))
+    return RunFolder(path)
+
+
+def metrics_of(folder: RunFolder) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads(folder.metrics.read_text())
+    return metrics
+
+
+def rows_of(folder: RunFolder) -> list[dict[str, str]]:
+    with folder.history.open() as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_the_run_folder_is_complete(finished: RunFolder) -> None:
+    assert {path.name for path in finished.path.iterdir()} == {
+        ".lock",
+        "config.yaml",
+        "environment.json",
+        "status.json",
+        "metrics.csv",
+        "metrics.json",
+        "predictions.parquet",
+        "checkpoints",
+    }
+    assert {path.name for path in finished.checkpoints.iterdir()} == {"last.ckpt", "selected.ckpt"}
+    assert finished.read_status()["state"] == "finished"
+    assert finished.read_status()["epoch"] == 4
+    environment = json.loads(finished.environment.read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["hardware"]["cores"] >= 1
+
+
+def test_metrics_csv_has_curves_and_balancing_state(finished: RunFolder) -> None:
+    rows = rows_of(finished)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    columns = ["train/loss", "learning_rate", "validation/weighted_f1", "test/accuracy", "balancing/theta"]
+    assert all(math.isfinite(float(row[column])) for row in rows for column in columns)
+
+
+def test_metrics_json_agrees_with_metrics_csv(finished: RunFolder) -> None:
+    rows, metrics = rows_of(finished), metrics_of(finished)
+    validation = [float(row["validation/weighted_f1"]) for row in rows]
+    test = [float(row["test/weighted_f1"]) for row in rows]
+    assert metrics["selected"]["epoch"] == validation.index(max(validation)) + 1
+    assert metrics["test_best"]["weighted_f1"] == max(test)
+    for scores in metrics.values():
+        assert scores["weighted_f1"] == test[scores["epoch"] - 1]
+        assert {"accuracy", "weighted_precision", "macro_f1", "per_class"} < scores.keys()
+
+
+def split_of(folder: RunFolder, split: str) -> pa.Table:
+    table = pq.read_table(folder.predictions)
+    return table.filter(pa.compute.equal(table["split"], split))
+
+
+def test_scores_equal_those_of_scikit_learn_on_the_predictions(finished: RunFolder) -> None:
+    table, selected = split_of(finished, "test"), metrics_of(finished)["selected"]
+    labels, predictions = table["label"].to_pylist(), table["prediction"].to_pylist()
+    names = list(selected["per_class"])
+    options: dict[str, Any] = {"labels": names, "zero_division": 0}
+    assert selected["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
+    assert selected["weighted_f1"] == pytest.approx(f1_score(labels, predictions, average="weighted", **options))
+    assert selected["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro", **options))
+    precision = precision_score(labels, predictions, average="weighted", **options)
+    assert selected["weighted_precision"] == pytest.approx(precision)
+    per_class = precision_recall_fscore_support(labels, predictions, **options)
+    for index, name in enumerate(names):
+        expected = [float(column[index]) for column in per_class]
+        assert list(selected["per_class"][name].values()) == pytest.approx(expected)
+
+
+def test_the_validation_score_is_that_of_the_validation_predictions(finished: RunFolder) -> None:
+    table, selected = split_of(finished, "validation"), metrics_of(finished)["selected"]
+    score = f1_score(table["label"].to_pylist(), table["prediction"].to_pylist(), average="weighted", zero_division=0)
+    assert selected["validation_weighted_f1"] == pytest.approx(score)
+
+
+def test_probabilities_fit_predictions(finished: RunFolder) -> None:
+    table = pq.read_table(finished.predictions)
+    names = list(metrics_of(finished)["selected"]["per_class"])
+    for prefix in ("", "text_", "audio_", "visual_"):
+        probabilities = torch.tensor([table[f"{prefix}probability_{name}"].to_pylist() for name in names])
+        torch.testing.assert_close(probabilities.sum(0), torch.ones(table.num_rows))
+        assert [names[i] for i in probabilities.argmax(0)] == table[f"{prefix}prediction"].to_pylist()
+    assert table["utterance"].to_pylist() == list(dict.fromkeys(table["utterance"].to_pylist()))
+
+
+def test_checkpoints_are_plain_and_rebuild_the_model(finished: RunFolder) -> None:
+    for path in (finished.last, finished.selected):
+        checkpoint = torch.load(path, weights_only=True)
+        module = EmotionRecognition.from_checkpoint(path)
+        assert checkpoint["state_dict"].keys() == module.state_dict().keys()
+        assert module.config["hyperparameters"]["hidden_dim"] == 16
+
+
+def test_the_same_seed_gives_the_same_metrics(finished: RunFolder, run: Train) -> None:
+    again, other = run("again"), run("other", "seed=2")
+    assert rows_of(again) == rows_of(finished)
+    assert again.metrics.read_text() == finished.metrics.read_text()
+    assert rows_of(other) != rows_of(finished)
+
+
+def test_merged_splits_select_nothing_and_say_so(run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("merged", "data.split=merged", "trainer.max_epochs=2")
+    assert list(metrics_of(folder)) == ["last", "test_best"]
+    assert not folder.selected.exists()
+    assert set(pq.read_table(folder.predictions)["split"].to_pylist()) == {"test"}
+    assert "No epoch is selected" in capsys.readouterr().out
+
+
+def test_the_closing_table_shows_classes_epochs_and_folder(run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("table", "trainer.max_epochs=1")
+    text = capsys.readouterr().out
+    for part in ("surprise", "support", "selected", "last", "test_best", "optimistic"):
+        assert part in text
+    assert str(folder.path) in text.replace("\n", "")
+
+
+def test_a_finished_run_is_shown_again_on_resume(run: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("twice", "trainer.max_epochs=1")
+    shown = capsys.readouterr().out
+    before = folder.status.read_text()
+    run("twice", "trainer.max_epochs=1", "resume=true")
+    assert capsys.readouterr().out == shown
+    assert folder.status.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hyperparameters.learning_rate=1e15"], "diverged"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
+        (["trainer.precision=11"], "Precision 11 is invalid"),
+        (["data=meld", "data.store=nowhere"], "data=synthetic_meld needs none"),
+    ],
+)
+def test_a_run_that_cannot_go_on_fails_with_one_message(tmp_path: Path, overrides: list[str], message: str) -> None:
+    small = [key for key in SMALL if not key.startswith("data")] if "data=meld" in overrides else SMALL
+    with pytest.raises(MercError, match=message):
+        train(compose([*small, f"run_dir={tmp_path / 'run'}", *overrides]))
+    status = RunFolder(tmp_path / "run").read_status()
+    assert status["state"] == "failed"
+    assert message.split()[-1] in status["error"]
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "full")
+    # The checkpoints of this run take about 280 kB, its other files far less.
+    script = (
+        "import resource, signal, sys\n"
+        "from merc.reporting.recorder import Recorder\n"
+        "from merc.train import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "write = Recorder._write\n"
+        "def limited(self, trainer):\n"
+        "    if trainer.current_epoch == 2:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "    write(self, trainer)\n"
+        "Recorder._write = limited\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, *SMALL, f"run_dir={folder.path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Error: Cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert folder.read_status()["state"] == "failed"
+    assert "File too large" in folder.read_status()["error"]
+    assert torch.load(folder.last, weights_only=True)["epoch"] == 1
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"last.ckpt", "selected.ckpt"}
+
+
+@pytest.mark.parametrize("key", ["denoiser=none", "graph=none", "balancing=none", "scheduler=cosine"])
+def test_variants_train(run: Train, key: str) -> None:
+    assert "selected" in metrics_of(run("variant", "trainer.max_epochs=1", key))
+
+
+def test_a_stopped_run_says_how_to_go_on(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmotionRecognition, "on_train_batch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt, match="resume=true"):
+            run("stopped")
+    assert RunFolder(tmp_path / "stopped").read_status()["state"] == "failed"
