@@ -15,8 +15,8 @@ from merc.data.conversation import SPLITS, CorpusInfo
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError, nearest
 from merc.files import write_json
-from merc.models.amb_dsgdn.importer import load_released
 from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, load_checkpoint
+from merc.models.released import load_released
 from merc.reporting.history import REPORTED
 from merc.reporting.predictions import predict, write_predictions
 from merc.reporting.quiet import quiet_lightning

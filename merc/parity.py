@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,15 +19,16 @@ from torch import Tensor
 from merc.balancing import dropout_probabilities
 from merc.config import compose, instantiate, plain
 from merc.data.conversation import MODALITIES, ConversationBatch, CorpusInfo
-from merc.errors import MercError
-from merc.models.amb_dsgdn.importer import load_released, released_views, tensors_of
+from merc.errors import MercError, nearest
 from merc.models.build import build_model, build_objective
 from merc.models.emotion_model import EmotionModel
 from merc.models.graphs.neighbourhood import relation_graphs
+from merc.models.released import METHODS, load_released, released_views, tied
 
 ABSOLUTE = 1e-5
 GRADIENT_ABSOLUTE, GRADIENT_RELATIVE = 1e-6, 1e-3
 PROBABILITY = 1e-6
+SETTINGS = ("hidden_dim", "dropout", "window", "learning_rate", "weight_decay")
 PROBABILITY_MODALITIES = ("text", "visual", "audio")
 
 
@@ -134,26 +136,30 @@ def check(path: Path) -> Report:
         "graphs": _graphs(golden, batch, int(golden.setting("window"))),
         **_outputs(golden, model, build_objective(config, info), batch),
         "trajectory": _trajectory(golden, model, config, info, batch),
-        "balancing": _balancing(golden, config),
     }
+    if config["balancing"]["policy"] is not None:
+        groups["balancing"] = _balancing(golden, config["balancing"]["policy"])
     return Report(groups, uncompared=sorted(golden.unused))
 
 
-def _config(golden: Golden) -> dict[str, object]:
+def _config(golden: Golden) -> dict[str, Any]:
+    method = golden.setting("model")
+    if method not in METHODS:
+        raise MercError(
+            f"{golden.path} is of the method '{method}'; there are {', '.join(METHODS)}.{nearest(method, METHODS)}"
+        )
+    choices = [f"model={method}_released", f"data={golden.setting('dataset')}"]
+    published = compose(choices).hyperparameters
+    heads = int(golden.setting("num_heads"))
     weights = golden.setting("class_weights")
-    overrides = {
-        "hyperparameters.hidden_dim": golden.setting("hidden_dim"),
-        "hyperparameters.dropout": golden.setting("dropout"),
-        "hyperparameters.window": golden.setting("window"),
-        "hyperparameters.learning_rate": golden.setting("learning_rate"),
-        "hyperparameters.weight_decay": golden.setting("weight_decay"),
-        "hyperparameters.class_weights": f"[{weights}]" if weights else "none",
-        "denoiser.default.heads": golden.setting("num_heads"),
-        "balancing.policy.scale": golden.setting("balance_scale"),
+    values = {
+        **{name: golden.setting(name) for name in SETTINGS},
+        "class_weights": f"[{weights}]" if weights else "none",
+        "heads": heads,
+        # The released code derives these from the others, with another factor for each corpus.
+        "fusion_heads": heads * published.fusion_heads // published.heads,
     }
-    model = f"{golden.setting('model')}_released"
-    corpus = golden.setting("dataset")
-    return plain(compose([f"model={model}", f"data={corpus}", *(f"{k}={v}" for k, v in overrides.items())]))
+    return plain(compose([*choices, *(f"hyperparameters.{name}={value}" for name, value in values.items())]))
 
 
 def _info(golden: Golden) -> CorpusInfo:
@@ -186,7 +192,7 @@ def _batch(golden: Golden) -> ConversationBatch:
 def _graphs(golden: Golden, batch: ConversationBatch, window: int) -> Group:
     group = Group()
     for name, graph in relation_graphs(batch, past=window, future=window).items():
-        group.compare(f"graph.{name}", graph.dense(batch), golden.take(f"graph.{name}"), lambda _: 0.0)
+        group.compare(f"graph.{name}", graph.dense(), golden.take(f"graph.{name}"), lambda _: 0.0)
     return group
 
 
@@ -206,7 +212,11 @@ def _outputs(
         losses.compare(f"output.loss.{name}", loss.detach(), golden.take(f"output.loss.{name}"), lambda _: ABSOLUTE)
     ours_losses["total"].backward()
     expected = golden.take_all("grad.")
-    views = released_views(tensors_of(model, gradients=True), tuple(model.projection.branches))
+    method = golden.setting("model")
+    views = released_views(model, method, gradients=True)
+    for name in tied(released_views(model, method)):
+        # The gradient of a tensor with several names stands under the first.
+        views.pop(name)
     for name in expected.keys() - views.keys():
         gradients.failures.append(f"grad.{name} (unknown parameter)")
     for name, ours in views.items():
@@ -219,13 +229,13 @@ def _outputs(
 def _trajectory(
     golden: Golden,
     model: EmotionModel,
-    config: Mapping[str, object],
+    config: Mapping[str, Any],
     info: CorpusInfo,
     batch: ConversationBatch,
 ) -> Group:
     group = Group()
     objective = build_objective(config, info)
-    optimizer = instantiate(config["optimizer"], params=[p for p in model.parameters() if p.requires_grad])  # type: ignore[arg-type]
+    optimizer = instantiate(config["optimizer"], params=[p for p in model.parameters() if p.requires_grad])
     losses = []
     for _ in range(int(golden.setting("trajectory_steps"))):
         optimizer.zero_grad()
@@ -243,9 +253,9 @@ def _trajectory(
     return group
 
 
-def _balancing(golden: Golden, config: Mapping[str, object]) -> Group:
+def _balancing(golden: Golden, policy_node: Mapping[str, Any]) -> Group:
     group = Group()
-    policy = instantiate(config["balancing"]["policy"])  # type: ignore[index]
+    policy = instantiate({**policy_node, "scale": float(golden.setting("balance_scale"))})
     scores = golden.take("balance.performance." + "_".join(PROBABILITY_MODALITIES))
     for name, expected in golden.take_all("balance.q.base_").items():
         ours = dropout_probabilities(scores, **{**policy.rule, "base_probability": float(name)})

@@ -42,17 +42,6 @@ class EpochSeeds(L.Callback):
             seed_everything(self.seed, trainer.current_epoch, trainer.global_rank)
 
 
-class SchedulerCatchUp(L.Callback):
-    """Takes the step of the epoch schedulers that a resumed run would otherwise leave out.
-
-    Lightning steps them behind the hook in which an epoch's checkpoint is written.
-    """
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch > 0:
-            trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
-
-
 class AtomicCheckpoints(TorchCheckpointIO):
     """Checkpoint files that are whole or absent, whenever the process or the disk gives out."""
 

@@ -10,7 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from omegaconf import DictConfig
+from torch.utils.data import DataLoader
 
 from merc import cli
 from merc.balancing import build_policy
@@ -28,7 +30,7 @@ from merc.reporting.quiet import quiet_lightning
 from merc.reporting.recorder import Recorder
 from merc.reporting.run_folder import RunFolder, claim, default_path
 from merc.reporting.tables import closing_tables, show
-from merc.resuming import AtomicCheckpoints, EpochSeeds, SchedulerCatchUp, seed_everything
+from merc.resuming import AtomicCheckpoints, EpochSeeds, seed_everything
 
 
 def main() -> None:
@@ -96,7 +98,7 @@ def _fit(config: dict[str, Any], folder: RunFolder, group: str) -> None:
 
 
 def _train_callbacks(config: dict[str, Any], recorder: Recorder) -> list[L.Callback]:
-    callbacks = [EpochSeeds(config["seed"]), SchedulerCatchUp(), build_policy(config), recorder]
+    callbacks = [EpochSeeds(config["seed"]), build_policy(config), recorder]
     if config["trainer"]["enable_progress_bar"]:
         callbacks.append(TrainingProgress())
     return [callback for callback in callbacks if callback is not None]
@@ -132,7 +134,13 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
 def _run(trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataModule, checkpoint: Path | None) -> None:
     try:
         # A checkpoint holds plain values and tensors only.
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(
+            module,
+            train_dataloaders=data.train_dataloader(),
+            val_dataloaders=[_share(loader, trainer) for loader in data.val_dataloader()],
+            ckpt_path=checkpoint,
+            weights_only=True,
+        )
     except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
         raise KeyboardInterrupt("Stopped. The same command with resume=true goes on from the last epoch.") from stop
     except torch.OutOfMemoryError as error:
@@ -140,6 +148,16 @@ def _run(trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataM
             "The device ran out of memory. Lower hyperparameters.batch_size or hyperparameters.hidden_dim, "
             "or try trainer.precision=bf16-mixed."
         ) from error
+
+
+def _share(loader: DataLoader[int], trainer: L.Trainer) -> DataLoader[int]:
+    """This process' share of the dialogues; Lightning's own would count some twice to make the shares equal."""
+    if trainer.world_size == 1:
+        return loader
+    sampler = UnrepeatedDistributedSampler(
+        loader.dataset, num_replicas=trainer.world_size, rank=trainer.global_rank, shuffle=False
+    )
+    return DataLoader(loader.dataset, loader.batch_size, sampler=sampler, collate_fn=loader.collate_fn)
 
 
 def _close(

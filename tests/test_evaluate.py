@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from merc.config import compose
 from merc.errors import MercError
 from merc.evaluate import evaluate
-from merc.models.amb_dsgdn.importer import released_views
 from merc.models.lightning_module import EmotionRecognition
+from merc.models.released import released_views
 from merc.reporting.run_folder import RunFolder
 from merc.train import train
 
@@ -58,7 +58,7 @@ def test_every_split_can_be_scored(trained: RunFolder, split: str) -> None:
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_released_state_dict_scores_as_the_same_weights_do(trained: RunFolder, tmp_path: Path, suffix: str) -> None:
     module = EmotionRecognition.from_checkpoint(trained.last)
-    views = released_views(module.model.state_dict(), module.info.modalities)
+    views = released_views(module.model, "amb_dsgdn")
     state = {name: view.clone().contiguous() for name, view in views.items()}
     released = tmp_path / f"released{suffix}"
     torch.save(state, released) if suffix == ".pt" else save_file(state, released)

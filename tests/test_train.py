@@ -224,6 +224,28 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path) -> None
     assert {path.name for path in folder.checkpoints.iterdir()} == {"last.ckpt", "selected.ckpt"}
 
 
+def test_metrics_csv_holds_the_learning_rate_of_each_epoch(run: Train) -> None:
+    rows = rows_of(run("cosine", "scheduler=cosine"))
+    expected = [1e-6 + (0.01 - 1e-6) * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_folder_and_count_every_utterance_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    arguments = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.size=0.03"]
+    command = [sys.executable, "-m", "merc.train", *SMALL, *arguments, "trainer.max_epochs=2", f"run_dir={folder.path}"]
+    command.remove("trainer=cpu")
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    test = split_of(folder, "test")
+    selected = metrics_of(folder)["selected"]
+    assert sum(scores["support"] for scores in selected["per_class"].values()) == test.num_rows
+    assert len(set(test["dialogue"].to_pylist())) % 2 == 1, "an even number of dialogues would prove nothing"
+    score = f1_score(test["label"].to_pylist(), test["prediction"].to_pylist(), average="weighted", zero_division=0)
+    assert selected["weighted_f1"] == pytest.approx(score)
+    assert len(rows_of(folder)) == 2
+
+
 @pytest.mark.parametrize("key", ["denoiser=none", "graph=none", "balancing=none", "scheduler=cosine"])
 def test_variants_train(run: Train, key: str) -> None:
     assert "selected" in metrics_of(run("variant", "trainer.max_epochs=1", key))

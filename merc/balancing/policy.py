@@ -138,7 +138,7 @@ class AdaptiveBalancing(BalancingPolicy):
         self.metrics = [instantiate(self.metric, module.config["plugins"], num_classes=classes) for _ in modalities]
         self.scores = torch.zeros(len(modalities))
         self._hook = self.mechanism.register_forward_pre_hook(
-            lambda _, inputs: self._observe(module.model.classify(inputs[0]).unimodal, inputs[1].labels)
+            lambda _, inputs: self._observe(module.model.classify(*inputs).unimodal, inputs[1].labels)
         )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

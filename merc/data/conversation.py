@@ -28,13 +28,16 @@ class ConversationBatch:
         features: modality → (N, D_m) float features; modalities may be absent.
         speakers: (N,) int64, index of the speaker inside its dialogue, from 0.
         labels: (N,) int64 class ids.
-        lengths: utterances per dialogue, on the host, so that no shape ever waits for the device.
+        lengths: rows per dialogue, on the host, so that no shape ever waits for the device.
+        present: (N,) bool, False in rows of padding; None, the rule: there are none. Only models that depend on
+            padding, as some released ones do, ask for such rows: see :meth:`with_padding`.
     """
 
     features: Mapping[str, Tensor]
     speakers: Tensor
     labels: Tensor
     lengths: tuple[int, ...]
+    present: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -53,6 +56,13 @@ class ConversationBatch:
         starts = torch.tensor([0, *accumulate(self.lengths)][:-1], device=self.device)
         return rows - starts[self.dialogues]
 
+    @cached_property
+    def previous(self) -> Tensor:
+        """(N,) int64: the row before each row in its dialogue; before the first stands the last."""
+        rows = torch.arange(sum(self.lengths), device=self.device)
+        lengths = torch.tensor(self.lengths, device=self.device)[self.dialogues]
+        return torch.where(self.positions == 0, rows + lengths - 1, rows - 1)
+
     def pad(self, rows: Tensor) -> Tensor:
         """(N, ...) packed rows → (B, L, ...) with zeros behind each dialogue, L the longest dialogue."""
         padded = rows.new_zeros(len(self.lengths), max(self.lengths), *rows.shape[1:])
@@ -63,10 +73,34 @@ class ConversationBatch:
         return padded[self.dialogues, self.positions]
 
     @cached_property
-    def mask(self) -> Tensor:
-        """(B, L) bool: True where the padded layout holds an utterance."""
+    def occupied(self) -> Tensor:
+        """(B, L) bool: True where the padded layout holds a row."""
         lengths = torch.tensor(self.lengths, device=self.device)
         return torch.arange(max(self.lengths), device=self.device) < lengths[:, None]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(B, L) bool: True where the padded layout holds an utterance."""
+        return self.occupied if self.present is None else self.pad(self.present)
+
+    def with_padding(self, speaker: int) -> Self:
+        """The batch with rows of padding, so that all dialogues are as long as the longest.
+
+        Args:
+            speaker: index that the rows of padding get; their features and labels are 0.
+        """
+        longest = max(self.lengths)
+        layout = replace(self, lengths=(longest,) * len(self.lengths), present=self.occupied.flatten())
+
+        def spread(rows: Tensor) -> Tensor:
+            return self.pad(rows).flatten(0, 1)
+
+        return replace(
+            layout,
+            features={modality: spread(rows) for modality, rows in self.features.items()},
+            speakers=torch.where(self.occupied, self.pad(self.speakers), speaker).flatten(),
+            labels=spread(self.labels),
+        )
 
     def to(self, device: Any, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
@@ -75,6 +109,7 @@ class ConversationBatch:
             features={m: x.to(device, non_blocking=non_blocking) for m, x in self.features.items()},
             speakers=self.speakers.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
+            present=None if self.present is None else self.present.to(device, non_blocking=non_blocking),
         )
 
 

@@ -36,6 +36,7 @@ def build_model(config: Mapping[str, Any], info: CorpusInfo) -> EmotionModel:
         classifier=instantiate(
             config["classifier"], plugins, modalities=info.modalities, num_classes=len(info.label_names)
         ),
+        pad_dialogues=config["model"]["pad_dialogues"],
     )
 
 
@@ -67,4 +68,5 @@ def _graphs(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequenc
         },
         past=node["past"],
         future=node["future"],
+        share_relations=node["share_relations"],
     )

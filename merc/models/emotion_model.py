@@ -42,6 +42,9 @@ class EmotionModel(nn.Module):
             least one modality. None: nothing is dropped.
         fusion: called with all rows; None: the modalities meet in the classifier only.
         classifier: called with all rows; returns a :class:`Prediction`.
+        pad_dialogues: run on dialogues padded to the longest of the batch, rows of padding taking part wherever a stage
+            does not mask them. Predictions then depend on the other dialogues of the batch; only to reproduce ReDiFu
+            as released.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class EmotionModel(nn.Module):
         balancing: nn.Module | None,
         fusion: nn.Module | None,
         classifier: nn.Module,
+        pad_dialogues: bool = False,
     ) -> None:
         super().__init__()
         self.projection = projection
@@ -65,6 +69,7 @@ class EmotionModel(nn.Module):
         self.balancing = balancing
         self.fusion = fusion
         self.classifier = classifier
+        self.pad_dialogues = pad_dialogues
 
     def encode(self, batch: ConversationBatch) -> dict[str, Tensor]:
         """The stages before balancing: modality → (N, D)."""
@@ -75,18 +80,29 @@ class EmotionModel(nn.Module):
         encoded: dict[str, Tensor] = self.gate(rows)
         return encoded
 
-    def classify(self, rows: Rows) -> Prediction:
+    def classify(self, rows: Rows, batch: ConversationBatch) -> Prediction:
         """The stages behind balancing."""
-        prediction: Prediction = self.classifier(rows if self.fusion is None else self.fusion(rows))
+        prediction: Prediction = self.classifier(rows if self.fusion is None else self.fusion(rows, batch))
         return prediction
 
     def forward(self, batch: ConversationBatch) -> Prediction:
         """Class scores of every utterance of the batch."""
+        if not self.pad_dialogues:
+            return self._run(batch)
+        padded = batch.with_padding(speaker=self.padding_speaker)
+        return self._run(padded).rows(batch.occupied.flatten())
+
+    @property
+    def padding_speaker(self) -> int:
+        """Index of the zero row of the speaker table."""
+        return 0 if self.speaker_embedding is None else int(self.speaker_embedding.table.padding_idx or 0)
+
+    def _run(self, batch: ConversationBatch) -> Prediction:
         rows = self.encode(batch)
         if self.balancing is None or not self.training:
-            return self.classify(rows)
+            return self.classify(rows, batch)
         rows, kept_N = self.balancing(rows, batch)
-        return replace(self.classify(rows), kept=kept_N)
+        return replace(self.classify(rows, batch), kept=kept_N)
 
 
 def linear_projection(dims: dict[str, int], hidden_dim: int) -> PerModality:

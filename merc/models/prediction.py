@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
@@ -20,3 +21,11 @@ class Prediction:
     fused: Tensor
     unimodal: Mapping[str, Tensor]
     kept: Tensor | None = None
+
+    def rows(self, wanted_N: Tensor) -> Self:
+        """The utterances of a (N,) bool mask."""
+        return type(self)(
+            fused=self.fused[wanted_N],
+            unimodal={modality: logits_NC[wanted_N] for modality, logits_NC in self.unimodal.items()},
+            kept=None if self.kept is None else self.kept[wanted_N],
+        )

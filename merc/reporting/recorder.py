@@ -30,6 +30,7 @@ class Recorder(Checkpoint):
         self.folder = folder
         self.history: list[Epoch] = []
         self._started = 0.0
+        self._learning_rate = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -39,6 +40,8 @@ class Recorder(Checkpoint):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
+        # Taken here, since schedulers step before the epoch ends.
+        self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         scores: dict[str, dict[str, Any]] = dict(pl_module.scores)  # type: ignore[arg-type]  # of EmotionRecognition
@@ -47,7 +50,7 @@ class Recorder(Checkpoint):
         _refuse_divergence(epoch, logged["train/loss"])
         values = {
             "train/loss": logged["train/loss"],
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
             **logged,
             **split_values(scores),  # exact: what Lightning logs passes through single precision
             "seconds": time.perf_counter() - self._started,

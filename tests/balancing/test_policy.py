@@ -58,7 +58,9 @@ class Spy(L.Callback):
         pl_module.model.classifier.register_forward_hook(lambda _m, _i, out: outputs.append(dict(out.unimodal)))
         pl_module.model.balancing.register_forward_hook(
             lambda module, inputs, _out: self.seen.append(
-                (outputs[-1], inputs[1].labels, module.probabilities.clone()) if outputs else ({}, inputs[1].labels, None)
+                (outputs[-1], inputs[1].labels, module.probabilities.clone())
+                if outputs
+                else ({}, inputs[1].labels, None)
             )
         )
 

@@ -20,7 +20,7 @@ from merc.models.graphs.relational_gat import RelationalAttention
 
 def edges(graph: RelationGraph, batch: ConversationBatch) -> list[list[tuple[int, int]]]:
     """For every row, the (source row, relation) pairs of its edges."""
-    dense = graph.dense(batch)
+    dense = graph.dense()
     start = 0
     result = []
     for b, length in enumerate(batch.lengths):
@@ -60,9 +60,8 @@ def test_differential_attention_equals_its_equations(batch: ConversationBatch, n
         z_ND = x_NI @ layer.weight[head]
         maps = []
         for sign, half in enumerate((z_ND[:, :4], z_ND[:, 4:])):
-            relation = scores.relation_table[head] @ scores.relation[2 * head + sign]
-            vectors = (scores.left[2 * head + sign], scores.right[2 * head + sign])
-            maps.append(attention_by_loops(half, *vectors, relation, neighbours))
+            left, right, relation = scores.vector[2 * head + sign].split([4, 4, 10])
+            maps.append(attention_by_loops(half, left, right, scores.relation_table[head] @ relation, neighbours))
         products = (layer.lambda_left[head] * layer.lambda_right[head]).sum(-1)
         coefficient = products[0].exp() - products[1].exp() + 0.8 - 0.6 * math.exp(-0.9)
         rows = [
@@ -85,8 +84,8 @@ def test_relational_attention_equals_its_equations(batch: ConversationBatch) -> 
     scores = layer.scores
     for head in range(2):
         z_ND = x_NI @ layer.weight[head]
-        relation = scores.relation_table[0] @ scores.relation[head]
-        attention = attention_by_loops(z_ND, scores.left[head], scores.right[head], relation, neighbours)
+        left, right, relation = scores.vector[head].split([8, 8, 10])
+        attention = attention_by_loops(z_ND, left, right, scores.relation_table[0] @ relation, neighbours)
         rows = [
             sum(a * z_ND[j] for a, (j, _) in zip(attention[i], row, strict=True)) for i, row in enumerate(neighbours)
         ]

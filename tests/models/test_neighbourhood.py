@@ -38,7 +38,7 @@ def test_relations_equal_loops(dialogues: list[list[int]], past: int, future: in
     batch = batch_of(dialogues)
     expected = adjacency_by_loops(dialogues, past, future)
     for name, graph in relation_graphs(batch, past, future).items():
-        assert torch.equal(graph.dense(batch), expected[name])
+        assert torch.equal(graph.dense(), expected[name])
 
 
 @settings(max_examples=40, deadline=None)

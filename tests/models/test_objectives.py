@@ -13,9 +13,7 @@ from merc.models.prediction import Prediction
 COUNTS = (5, 3, 2)
 
 
-def objective(
-    weights: str | Sequence[float] = "none", unimodal: float = 0.1, detach: bool = False
-) -> FusedAndUnimodal:
+def objective(weights: str | Sequence[float] = "none", unimodal: float = 0.1, detach: bool = False) -> FusedAndUnimodal:
     return FusedAndUnimodal(COUNTS, weights, unimodal, detach)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from merc.config import compose
 from merc.errors import MercError

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from merc.data.conversation import ConversationBatch
+from merc.models.fusions.cross_attention import MutualAttention
 from merc.models.stages import Rows
 
 
@@ -26,7 +28,7 @@ class CrossModalAttention(nn.Module):
         self.attention = nn.MultiheadAttention(hidden_dim, heads, dropout, batch_first=True)
         self.norm = nn.LayerNorm(hidden_dim)
 
-    def forward(self, rows: Rows) -> dict[str, Tensor]:
+    def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
         """Modality → (N, D), to the same."""
         x_NMD = torch.stack([rows[modality] for modality in self.modalities], dim=1)
         attended_NMD, _ = self.attention(x_NMD, x_NMD, x_NMD, need_weights=False)

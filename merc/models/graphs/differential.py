@@ -33,8 +33,8 @@ class DifferentialAttention(nn.Module):
         if out_dim % 2:
             raise MercError(f"Differential attention needs an even hidden_dim, not {out_dim}.")
         self.lambda_init = initial_lambda(depth)
-        self.weight = xavier(heads, in_dim, out_dim, fan=in_dim + out_dim)
-        self.scores = RelationalScores(2 * heads, out_dim // 2, tables=heads)
+        self.weight = nn.Parameter(xavier(heads, in_dim, out_dim, fan=in_dim + out_dim))
+        self.scores = RelationalScores(2 * heads, out_dim // 2, tables=heads, split=True)
         # Standard deviation 0.1: with the paper's variance of 0.1, λ would start anywhere in ±10.
         self.lambda_left = nn.Parameter(0.1 * torch.randn(heads, 2, out_dim // 2))
         self.lambda_right = nn.Parameter(0.1 * torch.randn(heads, 2, out_dim // 2))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError, nearest
 from merc.models.graphs.neighbourhood import SUBGRAPHS, RelationGraph, relation_graphs
+from merc.models.graphs.relational import RelationalScores
 from merc.models.stages import PerModality, Rows
 
 
@@ -35,12 +36,15 @@ class SpeakerGraphs(nn.Module):
         layers: modality → subgraph (``inter_speaker``, ``intra_speaker``) → layer; modalities may be left out.
         past: utterances before that an utterance receives from.
         future: utterances after; 0 makes the graph causal.
+        share_relations: one relation table for all relational layers, as ReDiFu has it; else one per layer.
 
     Raises:
         MercError: an unknown subgraph or a negative window.
     """
 
-    def __init__(self, layers: Mapping[str, Mapping[str, nn.Module]], past: int, future: int) -> None:
+    def __init__(
+        self, layers: Mapping[str, Mapping[str, nn.Module]], past: int, future: int, share_relations: bool = False
+    ) -> None:
         super().__init__()
         for name in {subgraph for branch in layers.values() for subgraph in branch}:
             if name not in SUBGRAPHS:
@@ -52,6 +56,18 @@ class SpeakerGraphs(nn.Module):
         self.past = past
         self.future = future
         self.branches = PerModality({m: GraphBranch(branch) for m, branch in layers.items()})
+        if share_relations:
+            self._share_relations()
+
+    def _share_relations(self) -> None:
+        scores = [module for module in self.modules() if isinstance(module, RelationalScores)]
+        if len({module.relation_table.shape for module in scores}) > 1:
+            raise MercError(
+                "graph.share_relations=true needs layers with relation tables of one shape; these layers differ. "
+                "Set it to false, or choose one kind of layer."
+            )
+        for module in scores:
+            module.relation_table = scores[0].relation_table
 
     def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
         """Modality → (N, D), to the same."""

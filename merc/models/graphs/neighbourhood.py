@@ -85,11 +85,13 @@ class RelationGraph:
     """One relation graph over a neighbourhood.
 
     Attributes:
+        batch: the dialogues.
         neighbourhood: the windows.
         relations: (G, S, K) int64 :class:`Relation` of every candidate to its receiving row; NONE where there is no
-            edge. Every utterance has at least the edge to itself.
+            edge. Every utterance has at least the edge to itself; rows of padding have none.
     """
 
+    batch: ConversationBatch
     neighbourhood: Neighbourhood
     relations: Tensor
 
@@ -103,9 +105,9 @@ class RelationGraph:
         """(G, S, K, 6) float: the relation as an indicator, so that a score per relation is one product."""
         return F.one_hot(self.relations, len(Relation)).float()
 
-    def dense(self, batch: ConversationBatch) -> Tensor:
+    def dense(self) -> Tensor:
         """(B, L, L) int64 adjacency in the padded layout of the literature; for inspection and tests."""
-        hood = self.neighbourhood
+        batch, hood = self.batch, self.neighbourhood
         candidates = hood.windows(torch.arange(hood.rows, device=batch.device), fill=-1)
         block, row, column = self.connected.nonzero(as_tuple=True)
         receiving, source = block * hood.size + row, candidates[block, column]
@@ -129,7 +131,10 @@ def relation_graphs(batch: ConversationBatch, past: int, future: int) -> dict[st
     distance = start + torch.arange(hood.width, device=batch.device) - receiver
 
     def equal(x_N: Tensor) -> Tensor:
-        return hood.blocks(x_N, fill=-1)[:, :, None] == hood.windows(x_N, fill=-2)[:, None, :]
+        receivers, sources = x_N, x_N
+        if batch.present is not None:
+            receivers, sources = x_N.where(batch.present, -1), x_N.where(batch.present, -2)
+        return hood.blocks(receivers, fill=-1)[:, :, None] == hood.windows(sources, fill=-2)[:, None, :]
 
     inside = equal(batch.dialogues) & (distance >= -past) & (distance <= future)
     same = equal(batch.speakers)
@@ -137,7 +142,7 @@ def relation_graphs(batch: ConversationBatch, past: int, future: int) -> dict[st
     def relate(edges: Tensor, before: Relation, after: Relation) -> RelationGraph:
         relations = torch.where(distance < 0, int(before), int(after)).masked_fill(~edges, Relation.NONE)
         relations = relations.masked_fill(inside & (distance == 0), Relation.SELF)
-        return RelationGraph(hood, relations)
+        return RelationGraph(batch, hood, relations)
 
     return {
         "inter_speaker": relate(inside & ~same, Relation.INTER_PAST, Relation.INTER_FUTURE),

@@ -13,10 +13,10 @@ RELATION_DIM = 10
 GAIN = 1.414
 
 
-def xavier(*shape: int, fan: int) -> nn.Parameter:
-    """A parameter drawn Xavier-uniform with gain 1.414, ``fan`` being fan-in plus fan-out."""
+def xavier(*shape: int, fan: int) -> Tensor:
+    """Values drawn Xavier-uniform with gain 1.414, ``fan`` being fan-in plus fan-out."""
     bound = GAIN * math.sqrt(6.0 / fan)
-    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
+    return torch.empty(*shape).uniform_(-bound, bound)
 
 
 class RelationalScores(nn.Module):
@@ -29,37 +29,45 @@ class RelationalScores(nn.Module):
         maps: M, maps computed side by side, each with its own vectors.
         dim: width of the rows that each map scores.
         tables: number of relation tables R (6 × 10); map i reads table i·tables/M.
-        split: draw left, right and relation vectors as separate layers; False: as one concatenated vector.
+        split: draw a_left, a_right and a_rel as separate layers; False: as one layer on all three inputs.
     """
 
-    def __init__(self, maps: int, dim: int, tables: int, split: bool = True) -> None:
+    def __init__(self, maps: int, dim: int, tables: int, split: bool) -> None:
         super().__init__()
-        whole = 2 * dim + RELATION_DIM + 1
-        self.left = xavier(maps, dim, fan=dim + 1 if split else whole)
-        self.right = xavier(maps, dim, fan=dim + 1 if split else whole)
-        self.relation = xavier(maps, RELATION_DIM, fan=RELATION_DIM + 1 if split else whole)
+        self.parts = (dim, dim, RELATION_DIM)
+        drawn = self.parts if split else (sum(self.parts),)
+        self.vector = nn.Parameter(torch.cat([xavier(maps, part, fan=part + 1) for part in drawn], dim=1))
         self.relation_table = nn.Parameter(torch.randn(tables, len(Relation), RELATION_DIM))
 
     def forward(self, z_NMD: Tensor, graph: RelationGraph) -> Tensor:
         """(N, M, D) rows of each map → (M, G, S, K) attention; 0 where there is no edge."""
         hood = graph.neighbourhood
-        left = hood.blocks((z_NMD * self.left).sum(-1)).permute(2, 0, 1)[..., None]
-        right = hood.windows((z_NMD * self.right).sum(-1)).permute(2, 0, 1)[:, :, None, :]
-        tables = self.relation_table.repeat_interleave(self.relation.shape[0] // self.relation_table.shape[0], 0)
-        per_relation_M6 = (tables @ self.relation[..., None]).squeeze(-1)
+        left_MD, right_MD, relation_MR = self.vector.split(self.parts, dim=1)
+        left = hood.blocks((z_NMD * left_MD).sum(-1)).permute(2, 0, 1)[..., None]
+        right = hood.windows((z_NMD * right_MD).sum(-1)).permute(2, 0, 1)[:, :, None, :]
+        tables = self.relation_table.repeat_interleave(len(relation_MR) // len(self.relation_table), 0)
+        per_relation_M6 = (tables @ relation_MR[..., None]).squeeze(-1)
         relation = (graph.one_hot.flatten(0, 2) @ per_relation_M6.T).T.unflatten(1, graph.relations.shape)
         scores = F.leaky_relu(left + right + relation, 0.2)
         return scores.masked_fill(~graph.connected, torch.finfo(scores.dtype).min).softmax(-1)
 
 
 def aggregate(attention: Tensor, values_NHD: Tensor, graph: RelationGraph) -> Tensor:
-    """Sum of the sources' values: (H, G, S, K) attention and (N, H, D) values → (N, H, D)."""
+    """Sum of the sources' values: (H, G, S, K) attention and (N, H, D) values → (N, H, D).
+
+    A row of padding has no edge; a softmax over none is uniform, so it receives the mean of its dialogue's rows.
+    """
     hood = graph.neighbourhood
     heads = [
         hood.unblock(torch.bmm(attention_GSK, hood.windows(values_ND)))
         for attention_GSK, values_ND in zip(attention, values_NHD.unbind(1), strict=True)
     ]
-    return torch.stack(heads, dim=1)
+    sums_NHD = torch.stack(heads, dim=1)
+    batch = graph.batch
+    if batch.present is None:
+        return sums_NHD
+    means_NHD = batch.pad(values_NHD).mean(1)[batch.dialogues]
+    return torch.where(batch.present[:, None, None], sums_NHD, means_NHD)
 
 
 class HeadNorm(nn.Module):

@@ -19,7 +19,7 @@ class RelationalAttention(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.weight = xavier(heads, in_dim, out_dim, fan=in_dim + out_dim)
+        self.weight = nn.Parameter(xavier(heads, in_dim, out_dim, fan=in_dim + out_dim))
         self.scores = RelationalScores(heads, out_dim, tables=1, split=False)
         self.dropout = nn.Dropout(dropout)
         self.norm = HeadNorm(heads, out_dim)

@@ -1,0 +1,199 @@
+"""The differential Transformer encoder of ReDiFu (arXiv:2603.25752)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from merc.data.conversation import ConversationBatch
+from merc.errors import MercError
+from merc.models.denoisers.positions import SinusoidalPositions
+
+
+class RotaryFeatures(nn.Module):
+    """Rotates the channel pairs of each row by angles that grow with its position.
+
+    Su et al. (2021), applied to the rows themselves, not to queries and keys, as ReDiFu has it.
+
+    Args:
+        dim: width of the rows; even.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", rotary_frequencies(dim), persistent=False)
+        # Published parameter counts and checkpoints include these; nothing ever uses them.
+        self.modality_scales = nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """(N, D) → (N, D)."""
+        angles = batch.positions[:, None] * self.frequencies
+        even, odd = x_ND[:, 0::2], x_ND[:, 1::2]
+        cosine, sine = angles.cos(), angles.sin()
+        return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(1)
+
+
+def rotary_frequencies(dim: int) -> Tensor:
+    """(dim/2,) radians per position: 10000^(−2i/dim)."""
+    return 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+class AddedPositions(nn.Module):
+    """Sine-cosine positions, added.
+
+    Args:
+        dim: width of the rows.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.positions = SinusoidalPositions(dim)
+
+    def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """(N, D) → (N, D)."""
+        out_ND: Tensor = x_ND + self.positions(batch.positions, max(batch.lengths))
+        return out_ND
+
+
+POSITIONS = {"rotary": RotaryFeatures, "sinusoidal": AddedPositions}
+
+
+class LocalDelta(nn.Module):
+    """x + α · σ(Wx) ⊙ LN(depthwise convolution of x over neighbouring utterances).
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.norm = nn.LayerNorm(dim)
+        self.gate = nn.Linear(dim, dim)
+        self.alpha = nn.Parameter(torch.ones(1))
+
+    def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """(N, D) → (N, D)."""
+        convolved_BDL = self.convolution(batch.pad(x_ND).transpose(1, 2))
+        local_ND = self.norm(batch.unpad(convolved_BDL.transpose(1, 2)))
+        out_ND: Tensor = x_ND + self.alpha * self.gate(x_ND).sigmoid() * local_ND
+        return out_ND
+
+
+class ContextGate(nn.Module):
+    """One number per utterance that mixes the local delta into the positioned row.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2 * dim)
+        self.score = nn.Sequential(nn.Linear(2 * dim, dim), nn.Tanh(), nn.Linear(dim, 1))
+
+    def forward(self, positioned_ND: Tensor, delta_ND: Tensor) -> Tensor:
+        """Two (N, D) → (N, D)."""
+        gate_N1 = self.score(self.norm(torch.cat([positioned_ND, delta_ND], dim=-1))).sigmoid()
+        mixed_ND: Tensor = gate_N1 * delta_ND + (1 - gate_N1) * positioned_ND
+        return mixed_ND
+
+
+class ShiftedDifference(nn.Module):
+    """Self-attention minus self-attention to the utterance before each key.
+
+    A_1 = softmax(q kᵀ · s), A_2 = softmax(q (k shifted by one)ᵀ · s), output λ · dropout(A_1 − A_2) · v. The first key is
+    shifted to the dialogue's last row.
+
+    Args:
+        hidden_dim: D, a multiple of ``heads``.
+        heads: attention heads.
+        dropout: of the difference of the maps.
+        head_scale: s = (D/heads)^(−1/2), the width of a head; False: D^(−1/2), as released.
+    """
+
+    def __init__(self, hidden_dim: int, heads: int, dropout: float, head_scale: bool) -> None:
+        super().__init__()
+        if hidden_dim % heads:
+            raise MercError(f"hidden_dim={hidden_dim} cannot be split into heads={heads} equal attention heads.")
+        self.heads = heads
+        self.scale = (hidden_dim // heads if head_scale else hidden_dim) ** -0.5
+        self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.output = nn.Linear(hidden_dim, hidden_dim)
+        self.weight = nn.Parameter(torch.tensor(0.5))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """(N, D) → (N, D)."""
+        query, key, value = self.query_key_value(x_ND).chunk(3, dim=-1)
+        rows = torch.stack([query * self.scale, key, key[batch.previous], value], dim=1)
+        heads_BLFHD = batch.pad(rows).reshape(len(batch.lengths), -1, 4, self.heads, query.shape[-1] // self.heads)
+        query, key, shifted, value = heads_BLFHD.permute(2, 0, 3, 1, 4)
+        absent = ~batch.mask[:, None, None, :]
+        first, second = (
+            (query @ keys.transpose(-1, -2)).masked_fill(absent, -1e9).softmax(-1) for keys in (key, shifted)
+        )
+        mixed_BHLD = (self.weight * self.dropout(first - second)) @ value
+        out_ND: Tensor = self.output(batch.unpad(mixed_BHLD.transpose(1, 2).flatten(2)))
+        return out_ND
+
+
+class DifferentialDenoiser(nn.Module):
+    """ReDiFu's encoder: positions and speakers, a local delta mixed in, differential attention, feed-forward.
+
+    Args:
+        hidden_dim: D.
+        heads: attention heads.
+        dropout: of the input, the attention difference and the feed-forward network.
+        positions: ``rotary`` or ``sinusoidal``.
+        gelu_gain: factor of the GELU in the feed-forward network.
+        output_weight: weight of the encoded rows beside the positioned input.
+        head_scale: see :class:`ShiftedDifference`.
+
+    Raises:
+        MercError: unknown positions, or ``heads`` does not divide ``hidden_dim``.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        heads: int,
+        dropout: float,
+        positions: Literal["rotary", "sinusoidal"],
+        gelu_gain: float,
+        output_weight: float,
+        head_scale: bool,
+    ) -> None:
+        super().__init__()
+        if positions not in POSITIONS:
+            raise MercError(f"denoiser positions={positions} must be {' or '.join(POSITIONS)}.")
+        self.gelu_gain = gelu_gain
+        self.output_weight = output_weight
+        self.positions = POSITIONS[positions](hidden_dim)
+        self.delta = LocalDelta(hidden_dim)
+        self.context_gate = ContextGate(hidden_dim)
+        self.input_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
+        self.attention = ShiftedDifference(hidden_dim, heads, dropout, head_scale)
+        self.attention_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
+        self.feed_forward_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
+        self.expand = nn.Linear(hidden_dim, hidden_dim)
+        self.contract = nn.Linear(hidden_dim, hidden_dim)
+        self.output_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_ND: Tensor, speaker_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """(N, D) rows and (N, D) speaker vectors → (N, D)."""
+        positioned_ND = self.dropout(self.positions(x_ND, batch) + speaker_ND)
+        mixed_ND = self.context_gate(positioned_ND, self.delta(x_ND, batch))
+        z_ND = self.input_norm(mixed_ND + positioned_ND)
+        z_ND = self.attention_norm(z_ND + self.attention(z_ND, batch))
+        z_ND = self.output_norm(2 * z_ND + self._feed_forward(z_ND))
+        return positioned_ND + self.output_weight * z_ND
+
+    def _feed_forward(self, z_ND: Tensor) -> Tensor:
+        hidden_ND = self.gelu_gain * F.gelu(self.expand(self.feed_forward_norm(z_ND)), approximate="tanh")
+        out_ND: Tensor = self.dropout(self.contract(self.dropout(hidden_ND)))
+        return out_ND

@@ -1,0 +1,109 @@
+"""ReDiFu's fusion: each modality attends to the utterances of the others (arXiv:2603.25752)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from merc.data.conversation import ConversationBatch
+from merc.errors import MercError
+from merc.models.stages import Rows
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from one modality to another, among the rows of a dialogue.
+
+    Args:
+        hidden_dim: D, a multiple of ``heads``.
+        heads: attention heads.
+        dropout: of the attention map and the output.
+    """
+
+    def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if hidden_dim % heads:
+            raise MercError(f"hidden_dim={hidden_dim} cannot be split into heads={heads} equal attention heads.")
+        self.heads = heads
+        self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.output = nn.Linear(hidden_dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_ND: Tensor, other_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """Queries from (N, D) rows, keys and values from (N, D) rows of the other modality → (N, D)."""
+        query_weight, key_value_weight = self.query_key_value.weight.split([x_ND.shape[1], 2 * x_ND.shape[1]])
+        query = self._split(F.linear(x_ND, query_weight), batch)
+        key, value = (self._split(part, batch) for part in F.linear(other_ND, key_value_weight).chunk(2, dim=-1))
+        attended_BHLD = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=batch.occupied[:, None, None, :],
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        out_ND: Tensor = self.dropout(self.output(batch.unpad(attended_BHLD.transpose(1, 2).flatten(2))))
+        return out_ND
+
+    def _split(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        return batch.pad(x_ND).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class ModalityFusion(nn.Module):
+    """What one modality takes from the others: attention, a gate, a deep feed-forward network.
+
+    Args:
+        hidden_dim: D.
+        heads: attention heads.
+        dropout: of the attention and the feed-forward network.
+    """
+
+    def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = CrossAttention(hidden_dim, heads, dropout)
+        self.gate = nn.Linear(2 * hidden_dim, hidden_dim)
+        widths = [hidden_dim, 4 * hidden_dim, 4 * hidden_dim, 4 * hidden_dim]
+        hidden = [
+            layer
+            for inputs, outputs in zip(widths, widths[1:], strict=False)
+            for layer in (nn.Linear(inputs, outputs), nn.GELU(), nn.Dropout(dropout))
+        ]
+        self.feed_forward = nn.Sequential(*hidden, nn.Linear(widths[-1], hidden_dim), nn.Dropout(dropout))
+
+    def forward(self, x_ND: Tensor, normed_ND: Tensor, others: Sequence[Tensor], batch: ConversationBatch) -> Tensor:
+        """(N, D) rows, the same normed, and the normed rows of the other modalities → (N, D)."""
+        taken_ND = torch.stack([self.attention(normed_ND, other_ND, batch) for other_ND in others]).sum(0)
+        gate_ND = self.gate(torch.cat([x_ND, taken_ND], dim=-1)).sigmoid()
+        out_ND: Tensor = x_ND + self.feed_forward(gate_ND * x_ND + (1 - gate_ND) * taken_ND)
+        return out_ND
+
+
+class MutualAttention(nn.Module):
+    """Every modality attends to every other one, with weights of its own (ReDiFu as released).
+
+    Args:
+        modalities: their order; with a single one there is nothing to attend to, and its rows pass unchanged.
+        hidden_dim: D.
+        heads: attention heads.
+        dropout: of the attention and the feed-forward networks.
+        output_residual: add the rows before fusion once more to those behind it.
+    """
+
+    def __init__(
+        self, modalities: Sequence[str], hidden_dim: int, heads: int, dropout: float, output_residual: bool
+    ) -> None:
+        super().__init__()
+        names = modalities if len(modalities) > 1 else ()
+        self.output_residual = output_residual
+        self.norms = nn.ModuleDict({m: nn.LayerNorm(hidden_dim) for m in names})
+        self.fusions = nn.ModuleDict({m: ModalityFusion(hidden_dim, heads, dropout) for m in names})
+
+    def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
+        """Modality → (N, D), to the same."""
+        if not self.fusions:
+            return dict(rows)
+        normed = {m: norm(rows[m]) for m, norm in self.norms.items()}
+        fused = {
+            m: fusion(rows[m], normed[m], [x for other, x in normed.items() if other != m], batch)
+            for m, fusion in self.fusions.items()
+        }
+        return {m: x_ND + rows[m] for m, x_ND in fused.items()} if self.output_residual else fused
