@@ -11,11 +11,12 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from merc.config import CONFIG_MODULE, compose
+from merc.config import CONFIG_MODULE, compose, expand_choices
 from merc.errors import MercError, nearest
 
 INTERRUPTED = 130
@@ -34,7 +35,6 @@ def run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     # Hydra otherwise prints and exits by itself, before anybody can explain.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = [_quote(argument) for argument in sys.argv[1:]]
     failures: list[Exception] = []
 
     def guarded(cfg: DictConfig) -> None:
@@ -46,8 +46,9 @@ def run(job: Callable[[DictConfig], Any], config_name: str) -> None:
             failures.append(error)
 
     try:
+        sys.argv[1:] = expand_choices([_quote(argument) for argument in sys.argv[1:]])
         hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=config_name)(guarded)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (MercError, HydraException, OmegaConfBaseException) as error:
         _report(error, config_name)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
@@ -128,7 +129,7 @@ def _check_overrides(cfg: DictConfig, config_name: str) -> None:
     settings = HydraConfig.get()
     choices = settings.runtime.choices
     parsed = OverridesParser.create().parse_overrides(list(settings.overrides.task))
-    keys = {override.key_or_group: override for override in parsed if override.key_or_group not in choices}
+    keys = {override.key_or_group: override for override in parsed if _group(override) not in choices}
     for key, override in keys.items():
         if override.is_add():
             _refuse_unread(cfg, key)
@@ -140,6 +141,11 @@ def _check_overrides(cfg: DictConfig, config_name: str) -> None:
     if kept:
         selection = [str(override.input_line) for override in parsed if override.key_or_group in choices]
         _refuse_other_kinds(cfg, compose(selection, config_name), kept)
+
+
+def _group(override: Override) -> str:
+    """The group that an override chooses in, as Hydra lists it: with its package where that is not the group's own."""
+    return f"{override.key_or_group}@{override.package}" if override.package else str(override.key_or_group)
 
 
 def _refuse_unread(cfg: DictConfig, key: str) -> None:

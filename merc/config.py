@@ -1,7 +1,7 @@
 """Composing the Hydra configuration, and turning its nodes into objects."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -11,7 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
-from merc.errors import MercError
+from merc.data.conversation import MODALITIES
+from merc.errors import MercError, nearest
 
 CONFIG_MODULE = "merc.conf"
 TRUSTED_PACKAGES = ("merc", "torch", "torchmetrics", "lightning")
@@ -22,6 +23,9 @@ def expand_choices(overrides: Sequence[str]) -> list[str]:
 
     ``denoiser.text=recurrent`` becomes Hydra's ``denoiser/module@denoiser.text=recurrent`` where
     ``denoiser/module/recurrent.yaml`` exists; everything else passes unchanged.
+
+    Raises:
+        MercError: the choice does not exist.
     """
     return [_expand_choice(override) for override in overrides]
 
@@ -31,8 +35,15 @@ def _expand_choice(override: str) -> str:
     if short is None:
         return override
     plus, stage, modality, names = short.groups()
-    modules = files(CONFIG_MODULE) / stage / "module"
-    if not all((modules / f"{name}.yaml").is_file() for name in names.split(",")):
+    folder = files(CONFIG_MODULE) / stage / "module"
+    choices = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir()) if folder.is_dir() else []
+    unknown = [name for name in names.split(",") if name not in choices]
+    if unknown and choices and modality in (*MODALITIES, "default"):
+        raise MercError(
+            f"{stage}.{modality}={unknown[0]}: '{unknown[0]}' is no choice there ({', '.join(choices)})."
+            + nearest(unknown[0], choices)
+        )
+    if unknown:
         return override
     return f"{plus}{stage}/module@{stage}.{modality}={names}"
 
@@ -67,17 +78,26 @@ def instantiate(node: Mapping[str, Any], plugins: Sequence[str] = (), /, **argum
         MercError: the target lies outside the trusted packages, does not exist, or does not take these arguments.
     """
     target = str(node["_target_"])
+    settings = {key: value for key, value in node.items() if key != "_target_"} | arguments
+    try:
+        return locate(node, plugins)(**settings)
+    except (TypeError, ValueError) as error:
+        raise MercError(f"'{target}' cannot be built with {sorted(settings)}: {error}") from error
+
+
+def locate(node: Mapping[str, Any], plugins: Sequence[str] = ()) -> Callable[..., Any]:
+    """The class or function that the ``_target_`` of a configuration node names.
+
+    Raises:
+        MercError: the target lies outside the trusted packages or does not exist.
+    """
+    target = str(node["_target_"])
     if target.split(".")[0] not in (*TRUSTED_PACKAGES, *plugins):
         raise MercError(
             f"The configuration names '{target}', which lies outside {', '.join((*TRUSTED_PACKAGES, *plugins))}. "
             f"If you trust that package, add plugins=[{target.split('.')[0]}]."
         )
-    settings = {key: value for key, value in node.items() if key != "_target_"} | arguments
     try:
-        callable_ = get_class(target) if target.rsplit(".", 1)[-1][:1].isupper() else get_method(target)
+        return get_class(target) if target.rsplit(".", 1)[-1][:1].isupper() else get_method(target)
     except Exception as error:
         raise MercError(f"The configuration names '{target}', which cannot be imported: {error}") from error
-    try:
-        return callable_(**settings)
-    except (TypeError, ValueError) as error:
-        raise MercError(f"'{target}' cannot be built with {sorted(settings)}: {error}") from error

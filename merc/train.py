@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from merc import cli
 from merc.balancing import build_policy
+from merc.combinations import refuse_contradictions
 from merc.config import instantiate, plain
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError
@@ -53,6 +54,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     quiet_lightning()
     config = plain(cfg)
+    refuse_contradictions(config)
     name = _name(cfg)
     folder = RunFolder(Path(cfg.run_dir) if cfg.run_dir else default_path(cfg, name))
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]

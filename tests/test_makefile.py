@@ -1,4 +1,4 @@
-"""The Makefile explains itself, and continuous integration runs what the README says."""
+"""The Makefile explains itself, and continuous integration runs what the documents say."""
 
 import re
 import subprocess
@@ -37,10 +37,10 @@ def test_interpreter_environment_and_constraints_can_be_chosen(tmp_path: Path) -
     assert "--constraint" not in commands
 
 
-@pytest.mark.parametrize("target", ["lint", "test"])
-def test_continuous_integration_runs_targets_of_the_readme(target: str) -> None:
+@pytest.mark.parametrize(("target", "document"), [("lint", "CONTRIBUTING.md"), ("test", "README.md")])
+def test_continuous_integration_runs_what_the_documents_say(target: str, document: str) -> None:
     assert f"make {target}" in (ROOT / ".ci" / "run").read_text()
-    assert f"make {target}" in (ROOT / "README.md").read_text()
+    assert f"make {target}" in (ROOT / document).read_text()
 
 
 def test_pre_commit_needs_no_other_repository() -> None:

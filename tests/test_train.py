@@ -233,7 +233,7 @@ def test_metrics_csv_holds_the_learning_rate_of_each_epoch(run: Train) -> None:
 @pytest.mark.slow
 def test_two_processes_write_one_run_folder_and_count_every_utterance_once(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    arguments = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.size=0.03"]
+    arguments = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.size=0.025"]
     command = [sys.executable, "-m", "merc.train", *SMALL, *arguments, "trainer.max_epochs=2", f"run_dir={folder.path}"]
     command.remove("trainer=cpu")
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)

@@ -1,7 +1,7 @@
-"""Modality dropout: the policies that decide how often each modality is dropped."""
+"""Balancing policies: what keeps the strongest modality from carrying the training alone, epoch by epoch."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import lightning as L
 import torch
@@ -22,14 +22,48 @@ def build_policy(config: Mapping[str, Any]) -> L.Callback | None:
 
 
 class BalancingPolicy(L.Callback):
-    """What every policy does: switch the mechanism on after warm-up, log its state, carry it over in checkpoints.
+    """What every policy does: start after warm-up and log its state. Subclasses also carry it over in checkpoints.
+
+    Args:
+        warmup_epochs: epochs in which it does nothing.
+
+    Attributes:
+        needs_unimodal_heads: it compares the modalities by their own predictions.
+        steers_dropout: it acts through the model's ``balancing`` stage.
+        active: the warm-up is over.
+    """
+
+    needs_unimodal_heads: ClassVar[bool] = False
+    steers_dropout: ClassVar[bool] = False
+
+    def __init__(self, warmup_epochs: int) -> None:
+        self.warmup_epochs = warmup_epochs
+        self.active = False
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Act from the first epoch behind the warm-up on."""
+        self.active = trainer.current_epoch >= self.warmup_epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the state under ``balancing/``."""
+        pl_module.log_dict({f"balancing/{key}": value for key, value in self.summary().items()})
+
+    def summary(self) -> dict[str, float]:
+        """The state in numbers, by name."""
+        raise NotImplementedError
+
+
+class DropoutPolicy(BalancingPolicy):
+    """A policy that decides how often each modality is dropped (:class:`merc.balancing.ModalityDropout`).
 
     Args:
         warmup_epochs: epochs in which nothing is dropped.
     """
 
+    steers_dropout: ClassVar[bool] = True
+
     def __init__(self, warmup_epochs: int) -> None:
-        self.warmup_epochs = warmup_epochs
+        super().__init__(warmup_epochs)
         self.mechanism: ModalityDropout
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -37,17 +71,14 @@ class BalancingPolicy(L.Callback):
         mechanism = cast(EmotionRecognition, pl_module).model.balancing
         if not isinstance(mechanism, ModalityDropout):
             raise MercError(
-                "This balancing policy steers merc.balancing.ModalityDropout, which balancing.mechanism lacks."
+                f"{type(self).__name__} steers merc.balancing.ModalityDropout, which balancing.mechanism is not."
             )
         self.mechanism = mechanism
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop from the first epoch behind the warm-up on."""
-        self.mechanism.active = trainer.current_epoch >= self.warmup_epochs
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the state under ``balancing/``."""
-        pl_module.log_dict({f"balancing/{key}": value for key, value in self.summary().items()})
+        super().on_train_epoch_start(trainer, pl_module)
+        self.mechanism.active = self.active
 
     def summary(self) -> dict[str, float]:
         """q per modality, θ and the number of batches in which dropout was executed so far."""
@@ -68,7 +99,7 @@ class BalancingPolicy(L.Callback):
         self.mechanism.executed.copy_(state_dict["executed"])
 
 
-class FixedBalancing(BalancingPolicy):
+class FixedBalancing(DropoutPolicy):
     """The same probability for every modality, throughout.
 
     Args:
@@ -86,7 +117,7 @@ class FixedBalancing(BalancingPolicy):
         self.mechanism.probabilities.fill_(self.probability)
 
 
-class AdaptiveBalancing(BalancingPolicy):
+class AdaptiveBalancing(DropoutPolicy):
     """Drops the modalities that do better alone more often (AMB-DSGDN Sec. 4.6).
 
     Before the mechanism acts, each modality's own head classifies the batch, in training mode as released; its score
@@ -102,6 +133,8 @@ class AdaptiveBalancing(BalancingPolicy):
         skip_below: likewise.
         metric: configuration node of a torchmetrics class; it is given ``num_classes``.
     """
+
+    needs_unimodal_heads: ClassVar[bool] = True
 
     def __init__(
         self,

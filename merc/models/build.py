@@ -1,15 +1,18 @@
 """From a configuration and a corpus to a model."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from merc.combinations import refuse_contradictions
 from merc.config import instantiate
 from merc.data.conversation import CorpusInfo
 from merc.models.emotion_model import EmotionModel, SpeakerEmbedding, linear_projection
 from merc.models.graphs import SpeakerGraphs
-from merc.models.stages import PerModality
+from merc.models.objectives.class_weights import names_a_file, read_weights
+from merc.models.stages import FUSED, PerModality
 
 
 def build_model(config: Mapping[str, Any], info: CorpusInfo) -> EmotionModel:
@@ -20,11 +23,14 @@ def build_model(config: Mapping[str, Any], info: CorpusInfo) -> EmotionModel:
         info: dimensions and counts of the corpus.
 
     Raises:
-        MercError: a stage cannot be built with its settings.
+        MercError: a stage cannot be built with its settings, or the stages do not go together.
     """
+    refuse_contradictions(config)
     hidden_dim = config["model"]["hidden_dim"]
     plugins = config["plugins"]
     denoiser = _per_modality(config["denoiser"], info.modalities, plugins)
+    fusion = _optional(config["fusion"]["module"], plugins, modalities=info.modalities)
+    classified = (FUSED,) if getattr(fusion, "joint", False) else info.modalities
     return EmotionModel(
         projection=linear_projection(info.dims, hidden_dim),
         speaker_embedding=SpeakerEmbedding(info.speaker_slots, hidden_dim) if denoiser.branches else None,
@@ -32,18 +38,38 @@ def build_model(config: Mapping[str, Any], info: CorpusInfo) -> EmotionModel:
         graph=_graphs(config["graph"], info.modalities, plugins),
         gate=_per_modality(config["gate"], info.modalities, plugins),
         balancing=_optional(config["balancing"]["mechanism"], plugins, modalities=info.modalities),
-        fusion=_optional(config["fusion"]["module"], plugins, modalities=info.modalities),
-        classifier=instantiate(
-            config["classifier"], plugins, modalities=info.modalities, num_classes=len(info.label_names)
-        ),
+        fusion=fusion,
+        classifier=instantiate(config["classifier"], plugins, modalities=classified, num_classes=len(info.label_names)),
         pad_dialogues=config["model"]["pad_dialogues"],
     )
 
 
 def build_objective(config: Mapping[str, Any], info: CorpusInfo) -> nn.Module:
-    """The training objective of a configuration, with class weights from the corpus' training split."""
-    objective: nn.Module = instantiate(config["objective"], config["plugins"], class_counts=info.class_counts)
+    """The training objective of a configuration, with class weights from the corpus' training split.
+
+    Raises:
+        MercError: a setting of the objective is wrong, or its file of class weights.
+    """
+    objective: nn.Module = instantiate(
+        config["objective"],
+        config["plugins"],
+        modalities=info.modalities,
+        class_counts=info.class_counts,
+        label_names=info.label_names,
+    )
     return objective
+
+
+def self_contained(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with a file of class weights replaced by its content, so that a checkpoint needs no file.
+
+    Raises:
+        MercError: the file cannot be read.
+    """
+    objective = config["objective"]
+    if not names_a_file(objective.get("class_weights")):
+        return dict(config)
+    return {**config, "objective": {**objective, "class_weights": read_weights(Path(objective["class_weights"]))}}
 
 
 def _optional(node: Mapping[str, Any] | None, plugins: Sequence[str], **arguments: Any) -> nn.Module | None:
@@ -69,4 +95,14 @@ def _graphs(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequenc
         past=node["past"],
         future=node["future"],
         share_relations=node["share_relations"],
+        cross_modal=_cross_modal(node, modalities, plugins),
     )
+
+
+def _cross_modal(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequence[str]) -> nn.Module | None:
+    edges = dict(node["cross_modal"])
+    if edges["_target_"] is None:
+        return None
+    reach = edges.pop("reach")
+    window = {"past": min(reach, node["past"]), "future": min(reach, node["future"])}
+    return instantiate(edges, plugins, modalities=modalities, **window)  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from merc.config import instantiate
 from merc.data.conversation import ConversationBatch, CorpusInfo
 from merc.errors import MercError
 from merc.metrics import scores_from_confusion
-from merc.models.build import build_model, build_objective
+from merc.models.build import build_model, build_objective, self_contained
 from merc.models.prediction import Prediction
 
 CHECKPOINT_KEY = "merc"
@@ -55,10 +55,10 @@ class EmotionRecognition(L.LightningModule):
 
     def __init__(self, config: Mapping[str, Any], info: CorpusInfo) -> None:
         super().__init__()
-        self.config = dict(config)
+        self.config = self_contained(config)
         self.info = info
         self.model = build_model(config, info)
-        self.objective = build_objective(config, info)
+        self.objective = build_objective(self.config, info)
         self.evaluation_splits: tuple[str, ...] = ("validation", "test")
         self.split_scores = nn.ModuleDict({name: SplitScores(len(info.label_names)) for name in self.evaluation_splits})
         self.scores: dict[str, dict[str, Any]] = {}

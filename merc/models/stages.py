@@ -9,7 +9,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from merc.errors import MercError
+
 Rows = Mapping[str, Tensor]
+
+FUSED = "fused"
+"""Name of the one set of rows behind a fusion that makes one vector of all modalities."""
+
+
+def head_width(hidden_dim: int, heads: int) -> int:
+    """Width of each attention head.
+
+    Raises:
+        MercError: ``heads`` does not divide ``hidden_dim``.
+    """
+    if hidden_dim % heads:
+        raise MercError(f"hidden_dim={hidden_dim} cannot be split into heads={heads} equal attention heads.")
+    return hidden_dim // heads
 
 
 class PerModality(nn.Module):

@@ -12,5 +12,6 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Workers for the loaders, modules in eval mode, few batches per logging interval: all as intended here.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec", category=FutureWarning)
     # A remark of DistributedDataParallel on the layout of small gradients.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

@@ -1,13 +1,16 @@
-"""The Transformer denoiser against its equations."""
+"""Denoisers against their equations."""
 
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
+from merc.models.denoisers import RecurrentDenoiser
+from merc.models.denoisers.diff_transformer import DiffAttention, DiffTransformerDenoiser
 from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.denoisers.transformer import DialogueAttention, TransformerDenoiser
 
@@ -51,3 +54,72 @@ def test_layers_behind_the_first_normalise_their_input(make_batch: Callable[...,
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(MercError, match="heads=3"):
         DialogueAttention(8, heads=3, dropout=0.0)
+
+
+def test_differential_attention_of_two_projections_equals_its_equations(
+    make_batch: Callable[..., ConversationBatch],
+) -> None:
+    torch.manual_seed(0)
+    attention = DiffAttention(8, heads=2, dropout=0.0, depth=3)
+    nn.init.uniform_(attention.norm.weight)
+    batch = make_batch(lengths=(4, 1, 7))
+    x_ND = torch.randn(12, 8)
+    ours = attention(x_ND, batch)
+    query, key, value = attention.query_key_value(x_ND).chunk(3, dim=-1)
+    initial = 0.8 - 0.6 * math.exp(-0.3 * 2)
+    left, right = (math.exp(attention.lambda_query[i] @ attention.lambda_key[i]) for i in range(2))
+    coefficient = left - right + initial
+    # Channels of the maps: those of both heads' first maps, then those of their second maps.
+    maps = {(head, sign): slice(4 * sign + 2 * head, 4 * sign + 2 * head + 2) for head in (0, 1) for sign in (0, 1)}
+    rows = []
+    for i in range(12):
+        same = [j for j in range(12) if batch.dialogues[j] == batch.dialogues[i]]
+        heads = []
+        for head in (0, 1):
+            first, second = (
+                torch.stack([query[i, part] @ key[j, part] / math.sqrt(2) for j in same]).softmax(0)
+                for part in (maps[head, 0], maps[head, 1])
+            )
+            values = value[same, 4 * head : 4 * head + 4]
+            mixed = sum((a - coefficient * b) * v for a, b, v in zip(first, second, values, strict=True))
+            normed = mixed / (mixed.square().mean() + 1e-5).sqrt() * attention.norm.weight
+            heads.append((1 - initial) * normed)
+        rows.append(torch.cat(heads))
+    torch.testing.assert_close(ours, attention.output(torch.stack(rows)), atol=1e-5, rtol=1e-4)
+
+
+def test_depth_of_the_differential_layers_counts_from_one() -> None:
+    denoiser = DiffTransformerDenoiser(8, heads=2, layers=3, dropout=0.1)
+    initial = [layer.attention.lambda_init for layer in denoiser.layers]
+    assert initial == pytest.approx([0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8 - 0.6 * math.exp(-0.6)])
+    assert all(layer.normalize_input for layer in denoiser.layers)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_recurrence_equals_cells_along_each_dialogue(
+    make_batch: Callable[..., ConversationBatch], bidirectional: bool
+) -> None:
+    torch.manual_seed(0)
+    denoiser = RecurrentDenoiser(5, layers=1, dropout=0.4, bidirectional=bidirectional).eval()
+    batch = make_batch(lengths=(4, 1, 7))
+    x_ND, speaker_ND = torch.randn(12, 5), torch.randn(12, 5)
+    inputs = x_ND + speaker_ND
+    states = []
+    for suffix in ("", "_reverse") if bidirectional else ("",):
+        cell = nn.GRUCell(5, 5)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            getattr(cell, name).data.copy_(getattr(denoiser.gru, f"{name}_l0{suffix}"))
+        by_row: dict[int, torch.Tensor] = {}
+        for b in range(3):
+            order = [i for i in range(12) if batch.dialogues[i] == b]
+            state = torch.zeros(5)
+            for i in reversed(order) if suffix else order:
+                state = by_row[i] = cell(inputs[i], state)
+        states.append(torch.stack([by_row[i] for i in range(12)]))
+    expected = inputs + denoiser.output(torch.cat(states, dim=1))
+    torch.testing.assert_close(denoiser(x_ND, speaker_ND, batch), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_both_maps_of_every_head_need_their_width() -> None:
+    with pytest.raises(MercError, match="heads=4 heads of two attention maps.* multiple of 8"):
+        DiffAttention(12, heads=4, dropout=0.0, depth=1)

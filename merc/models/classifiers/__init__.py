@@ -1,6 +1,7 @@
-"""Classifiers: from the rows of all modalities to class scores."""
+"""Classifiers: from the rows of all modalities, or of their fusion, to class scores."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -9,8 +10,20 @@ from merc.errors import MercError
 from merc.models.prediction import Prediction
 from merc.models.stages import PerModality, Rows
 
-
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
+
+Activation = Literal["relu", "leaky_relu"]
+
+
+def head(width: int, num_classes: int, dropout: float, activation: Activation) -> nn.Sequential:
+    """Activation, dropout, linear map: (N, width) → (N, C) (AMB-DSGDN Eq. 28).
+
+    Raises:
+        MercError: an unknown activation.
+    """
+    if activation not in ACTIVATIONS:
+        raise MercError(f"classifier.activation={activation} must be {' or '.join(ACTIVATIONS)}.")
+    return nn.Sequential(ACTIVATIONS[activation](), nn.Dropout(dropout), nn.Linear(width, num_classes))
 
 
 class WeightedLogits(nn.Module):
@@ -25,8 +38,10 @@ class WeightedLogits(nn.Module):
         activation: of the heads: ``relu``, or ``leaky_relu`` with slope 0.01.
 
     Raises:
-        MercError: a modality has no weight.
+        MercError: a modality has no weight, or the activation is unknown.
     """
+
+    unimodal_heads: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -35,23 +50,45 @@ class WeightedLogits(nn.Module):
         num_classes: int,
         dropout: float,
         weights: Mapping[str, float] | None,
-        activation: str = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise MercError(f"classifier.activation={activation} must be {' or '.join(ACTIVATIONS)}.")
         if weights is not None and (missing := [m for m in modalities if m not in weights]):
             raise MercError(f"classifier.weights has no weight for {', '.join(missing)}: add classifier.weights.NAME=…")
         self.weights = {m: 1.0 if weights is None else weights[m] for m in modalities}
-        self.heads = PerModality(
-            {
-                m: nn.Sequential(ACTIVATIONS[activation](), nn.Dropout(dropout), nn.Linear(hidden_dim, num_classes))
-                for m in modalities
-            }
-        )
+        self.heads = PerModality({m: head(hidden_dim, num_classes, dropout, activation) for m in modalities})
 
     def forward(self, rows: Rows) -> Prediction:
         """Modality → (N, D), to (N, C) logits."""
         unimodal = self.heads(rows)
         weighted = [self.weights[modality] * logits_NC for modality, logits_NC in unimodal.items()]
         return Prediction(fused=torch.stack(weighted).sum(0), unimodal=unimodal)
+
+
+class SingleHead(nn.Module):
+    """One head on the fused rows, or on the concatenated rows of all modalities; none for a modality alone.
+
+    Args:
+        modalities: of the rows, in order; ``("fused",)`` behind a fusion to one vector.
+        hidden_dim: D.
+        num_classes: C.
+        dropout: of the head.
+        activation: ``relu``, or ``leaky_relu`` with slope 0.01.
+
+    Raises:
+        MercError: an unknown activation.
+    """
+
+    unimodal_heads: ClassVar[bool] = False
+
+    def __init__(
+        self, modalities: Sequence[str], hidden_dim: int, num_classes: int, dropout: float, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        self.head = head(len(self.modalities) * hidden_dim, num_classes, dropout, activation)
+
+    def forward(self, rows: Rows) -> Prediction:
+        """Name → (N, D), to (N, C) logits; ``unimodal`` is empty."""
+        concatenated = torch.cat([rows[modality] for modality in self.modalities], dim=-1)
+        return Prediction(fused=self.head(concatenated), unimodal={})

@@ -1,11 +1,13 @@
 """The Transformer encoder of AMB-DSGDN (Sec. 4.2)."""
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
-from merc.errors import MercError
 from merc.models.denoisers.positions import SinusoidalPositions
+from merc.models.stages import head_width
 
 
 class DialogueAttention(nn.Module):
@@ -19,9 +21,7 @@ class DialogueAttention(nn.Module):
 
     def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        if hidden_dim % heads:
-            raise MercError(f"hidden_dim={hidden_dim} cannot be split into heads={heads} equal attention heads.")
-        self.heads = heads
+        self.head_width = head_width(hidden_dim, heads)
         self.dropout = dropout
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.output = nn.Linear(hidden_dim, hidden_dim)
@@ -29,7 +29,7 @@ class DialogueAttention(nn.Module):
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
         qkv_BLD = batch.pad(self.query_key_value(x_ND))
-        query, key, value = qkv_BLD.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv_BLD.unflatten(-1, (3, -1, self.head_width)).permute(2, 0, 3, 1, 4)
         attended_BHLD = F.scaled_dot_product_attention(
             query, key, value, attn_mask=batch.mask[:, None, None, :], dropout_p=self.dropout if self.training else 0.0
         )
@@ -41,18 +41,18 @@ class TransformerLayer(nn.Module):
     """Self-attention and a position-wise feed-forward network, each with a residual (AMB-DSGDN Eq. 4-5).
 
     Args:
+        attention: called with (N, D) rows and the batch, returns (N, D).
         hidden_dim: D, also the width of the feed-forward network.
-        heads: attention heads.
         dropout: behind attention and inside the feed-forward network.
         normalize_input: layer norm before attention. The method's first layer goes without, yet its published
             parameter counts include the unused norm; it is kept, frozen, so that counts and checkpoints agree.
     """
 
-    def __init__(self, hidden_dim: int, heads: int, dropout: float, normalize_input: bool) -> None:
+    def __init__(self, attention: nn.Module, hidden_dim: int, dropout: float, normalize_input: bool) -> None:
         super().__init__()
         self.normalize_input = normalize_input
         self.attention_norm = nn.LayerNorm(hidden_dim, eps=1e-6).requires_grad_(normalize_input)
-        self.attention = DialogueAttention(hidden_dim, heads, dropout)
+        self.attention = attention
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(hidden_dim, eps=1e-6),
             nn.Linear(hidden_dim, hidden_dim),
@@ -71,21 +71,20 @@ class TransformerLayer(nn.Module):
         return out_ND
 
 
-class TransformerDenoiser(nn.Module):
-    """Positions and speakers added to the rows, then Transformer layers (AMB-DSGDN Eq. 2-6).
+class PositionedLayers(nn.Module):
+    """Positions and speakers added to the rows, then layers (AMB-DSGDN Eq. 2-3).
 
     Args:
         hidden_dim: D.
-        heads: attention heads.
-        layers: Transformer layers.
-        dropout: of the input, the attention maps and the feed-forward networks.
+        dropout: of the input.
+        layers: called with (N, D) rows and the batch, return (N, D).
     """
 
-    def __init__(self, hidden_dim: int, heads: int, layers: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, dropout: float, layers: Iterable[nn.Module]) -> None:
         super().__init__()
         self.positions = SinusoidalPositions(hidden_dim)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(TransformerLayer(hidden_dim, heads, dropout, i > 0) for i in range(layers))
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x_ND: Tensor, speaker_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) rows and (N, D) speaker vectors → (N, D)."""
@@ -93,3 +92,24 @@ class TransformerDenoiser(nn.Module):
         for layer in self.layers:
             x_ND = layer(x_ND, batch)
         return x_ND
+
+
+class TransformerDenoiser(PositionedLayers):
+    """Positions and speakers added to the rows, then Transformer layers (AMB-DSGDN Eq. 2-6).
+
+    Args:
+        hidden_dim: D.
+        heads: attention heads.
+        layers: Transformer layers.
+        dropout: of the input, the attention maps and the feed-forward networks.
+
+    Raises:
+        MercError: ``heads`` does not divide ``hidden_dim``.
+    """
+
+    def __init__(self, hidden_dim: int, heads: int, layers: int, dropout: float) -> None:
+        blocks = [
+            TransformerLayer(DialogueAttention(hidden_dim, heads, dropout), hidden_dim, dropout, i > 0)
+            for i in range(layers)
+        ]
+        super().__init__(hidden_dim, dropout, blocks)

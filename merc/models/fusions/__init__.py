@@ -1,35 +1,16 @@
 """Fusions: modalities exchange information before they are classified."""
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor, nn
-
-from merc.data.conversation import ConversationBatch
 from merc.models.fusions.cross_attention import MutualAttention
-from merc.models.stages import Rows
+from merc.models.fusions.diffusion import GuidedDiffusion
+from merc.models.fusions.joint import ConcatFusion, GatedFusion, JointFusion, LowRankFusion
+from merc.models.fusions.modality_attention import ModalityAttention
 
-
-class CrossModalAttention(nn.Module):
-    """Each modality of an utterance attends to all its modalities, with a residual and a layer norm.
-
-    The self-attention block of Vaswani et al. (2017) over the modalities of one utterance in place of positions.
-
-    Args:
-        modalities: their order.
-        hidden_dim: D, a multiple of ``heads``.
-        heads: attention heads.
-        dropout: of the attention map.
-    """
-
-    def __init__(self, modalities: Sequence[str], hidden_dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.modalities = tuple(modalities)
-        self.attention = nn.MultiheadAttention(hidden_dim, heads, dropout, batch_first=True)
-        self.norm = nn.LayerNorm(hidden_dim)
-
-    def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
-        """Modality → (N, D), to the same."""
-        x_NMD = torch.stack([rows[modality] for modality in self.modalities], dim=1)
-        attended_NMD, _ = self.attention(x_NMD, x_NMD, x_NMD, need_weights=False)
-        return dict(zip(self.modalities, self.norm(x_NMD + attended_NMD).unbind(1), strict=True))
+__all__ = [
+    "ConcatFusion",
+    "GatedFusion",
+    "GuidedDiffusion",
+    "JointFusion",
+    "LowRankFusion",
+    "ModalityAttention",
+    "MutualAttention",
+]

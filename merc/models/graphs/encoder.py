@@ -37,13 +37,19 @@ class SpeakerGraphs(nn.Module):
         past: utterances before that an utterance receives from.
         future: utterances after; 0 makes the graph causal.
         share_relations: one relation table for all relational layers, as ReDiFu has it; else one per layer.
+        cross_modal: edges between modalities, behind the others; called with all rows and the batch. None: there are none.
 
     Raises:
         MercError: an unknown subgraph or a negative window.
     """
 
     def __init__(
-        self, layers: Mapping[str, Mapping[str, nn.Module]], past: int, future: int, share_relations: bool = False
+        self,
+        layers: Mapping[str, Mapping[str, nn.Module]],
+        past: int,
+        future: int,
+        share_relations: bool = False,
+        cross_modal: nn.Module | None = None,
     ) -> None:
         super().__init__()
         for name in {subgraph for branch in layers.values() for subgraph in branch}:
@@ -56,6 +62,7 @@ class SpeakerGraphs(nn.Module):
         self.past = past
         self.future = future
         self.branches = PerModality({m: GraphBranch(branch) for m, branch in layers.items()})
+        self.cross_modal = cross_modal
         if share_relations:
             self._share_relations()
 
@@ -71,6 +78,6 @@ class SpeakerGraphs(nn.Module):
 
     def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
         """Modality → (N, D), to the same."""
-        if not self.branches.branches:
-            return dict(rows)
-        return self.branches(rows, relation_graphs(batch, self.past, self.future))
+        if self.branches.branches:
+            rows = self.branches(rows, relation_graphs(batch, self.past, self.future))
+        return dict(rows) if self.cross_modal is None else self.cross_modal(rows, batch)

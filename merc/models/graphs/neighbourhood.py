@@ -117,6 +117,27 @@ class RelationGraph:
         return adjacency.index_put(index, self.relations[block, row, column])
 
 
+def window_mask(batch: ConversationBatch, hood: Neighbourhood) -> tuple[Tensor, Tensor]:
+    """Which candidates lie in the window of a row, and how far from it.
+
+    Returns:
+        (G, S, K) bool, True for utterances of the receiving row's dialogue inside its window, itself included; and
+        (1, S, K) int64, the position of the candidate minus that of the receiving row.
+    """
+    device = batch.device
+    distance = torch.arange(hood.width, device=device) - hood.past - torch.arange(hood.size, device=device)[:, None]
+    near = (distance >= -hood.past) & (distance <= hood.future)
+    return _equal(batch, hood, batch.dialogues) & near, distance[None]
+
+
+def _equal(batch: ConversationBatch, hood: Neighbourhood, x_N: Tensor) -> Tensor:
+    """(G, S, K) bool: where receiving row and candidate are utterances with the same value."""
+    receivers, sources = x_N, x_N
+    if batch.present is not None:
+        receivers, sources = x_N.where(batch.present, -1), x_N.where(batch.present, -2)
+    return hood.blocks(receivers, fill=-1)[:, :, None] == hood.windows(sources, fill=-2)[:, None, :]
+
+
 def relation_graphs(batch: ConversationBatch, past: int, future: int) -> dict[str, RelationGraph]:
     """The inter- and the intra-speaker graph of a batch (AMB-DSGDN Eq. 7-8).
 
@@ -126,18 +147,8 @@ def relation_graphs(batch: ConversationBatch, past: int, future: int) -> dict[st
         future: and after it.
     """
     hood = Neighbourhood.of(batch, past, future)
-    receiver = torch.arange(hood.count * hood.size, device=batch.device).view(hood.count, hood.size, 1)
-    start = hood.size * torch.arange(hood.count, device=batch.device).view(-1, 1, 1) - hood.past
-    distance = start + torch.arange(hood.width, device=batch.device) - receiver
-
-    def equal(x_N: Tensor) -> Tensor:
-        receivers, sources = x_N, x_N
-        if batch.present is not None:
-            receivers, sources = x_N.where(batch.present, -1), x_N.where(batch.present, -2)
-        return hood.blocks(receivers, fill=-1)[:, :, None] == hood.windows(sources, fill=-2)[:, None, :]
-
-    inside = equal(batch.dialogues) & (distance >= -past) & (distance <= future)
-    same = equal(batch.speakers)
+    inside, distance = window_mask(batch, hood)
+    same = _equal(batch, hood, batch.speakers)
 
     def relate(edges: Tensor, before: Relation, after: Relation) -> RelationGraph:
         relations = torch.where(distance < 0, int(before), int(after)).masked_fill(~edges, Relation.NONE)

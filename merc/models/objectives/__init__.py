@@ -1,76 +1,96 @@
 """Training objectives: from a prediction and the labels to losses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.errors import MercError
+from merc.models.objectives.class_weights import ClassWeights, resolve_weights
 from merc.models.prediction import Prediction
 
 
-def _resolve_weights(kind: str | Sequence[float], class_counts: Sequence[int]) -> Tensor | None:
-    """(C,) weights of the classes in the loss.
+class FusedAndUnimodal(nn.Module):
+    """L = L_fused + Σ_m α_m·L_m² or + Σ_m α_m·L_m, the L being means over utterances.
+
+    The squares are AMB-DSGDN's (Eq. 31-33, α = 1/10); constant weights are those of Wang et al. (CVPR 2020,
+    arXiv:1905.12681, Eq. 3). Each L is the class-weighted mean of −(1 − p)^γ·log p, p being the probability of the true
+    class: cross-entropy with γ = 0, focal loss otherwise (Lin et al., ICCV 2017, arXiv:1708.02002, Eq. 4-5).
 
     Args:
-        kind: ``none``; ``inverse_frequency``: N/n_c over the training split, never over test labels; or C numbers.
-        class_counts: n_c, utterances of each class in the training split.
+        modalities: those of the data.
+        class_counts: utterances of each of the C classes in the training split.
+        label_names: the C classes, in id order.
+        class_weights: see :func:`merc.models.objectives.class_weights.resolve_weights`.
+        unimodal_weight: α, one for all modalities or modality → α; 0 leaves a modality's own loss out.
+        unimodal: ``squared`` or ``linear`` in the modalities' own losses.
+        detach_weight: read α·L_m of a square as a coefficient without gradient; False differentiates the square.
+        focal_gamma: γ; 0 or more.
 
     Raises:
-        MercError: ``kind`` is something else.
-    """
-    if kind == "none":
-        return None
-    counts = torch.tensor(class_counts, dtype=torch.float64)
-    if kind == "inverse_frequency":
-        # A class without training utterances never occurs in the training loss; 1 keeps its weight finite.
-        return (counts.sum() / counts.clamp_min(1)).float()
-    if isinstance(kind, str) or len(kind) != len(class_counts):
-        raise MercError(
-            f"objective.class_weights={kind} must be none, inverse_frequency or {len(class_counts)} numbers."
-        )
-    return torch.tensor(kind, dtype=torch.float32)
-
-
-class FusedAndUnimodal(nn.Module):
-    """L = L_fused + Σ_m α·L_m², the L being mean negative log-likelihoods (AMB-DSGDN Eq. 31-33).
-
-    Args:
-        class_counts: utterances of each class in the training split.
-        class_weights: ``none``; ``inverse_frequency``: N/n_c over the training split; or one number per class.
-        unimodal_weight: α, 1/10 in the paper; 0 leaves the modalities' own losses out.
-        detach_weight: read α·L_m as a coefficient without gradient; False differentiates the square.
+        MercError: a setting is none of these.
     """
 
     weights: Tensor | None
 
     def __init__(
         self,
+        modalities: Sequence[str],
         class_counts: Sequence[int],
-        class_weights: str | Sequence[float],
-        unimodal_weight: float,
+        label_names: Sequence[str],
+        class_weights: ClassWeights,
+        unimodal_weight: float | Mapping[str, float],
+        unimodal: Literal["squared", "linear"],
         detach_weight: bool,
+        focal_gamma: float,
     ) -> None:
         super().__init__()
-        self.unimodal_weight = unimodal_weight
+        if unimodal not in ("squared", "linear"):
+            raise MercError(f"objective.unimodal={unimodal} must be squared or linear.")
+        if focal_gamma < 0:
+            raise MercError(f"objective.focal_gamma={focal_gamma} must not be negative.")
+        self.unimodal_weights = _per_modality(unimodal_weight, modalities)
+        self.unimodal = unimodal
         self.detach_weight = detach_weight
-        self.register_buffer("weights", _resolve_weights(class_weights, class_counts))
+        self.focal_gamma = focal_gamma
+        self.register_buffer("weights", resolve_weights(class_weights, class_counts, label_names))
 
     def forward(self, prediction: Prediction, labels_N: Tensor) -> dict[str, Tensor]:
         """Scalar losses: ``fused``, one per modality, and ``total``, the one to minimise."""
-        losses = {m: self._likelihood(x, labels_N, prediction.kept) for m, x in prediction.unimodal.items()}
-        fused = self._likelihood(prediction.fused, labels_N, prediction.kept)
+        losses = {m: self._mean_loss(x, labels_N, prediction.kept) for m, x in prediction.unimodal.items()}
+        fused = self._mean_loss(prediction.fused, labels_N, prediction.kept)
         total = fused
-        for loss in losses.values():
-            coefficient = self.unimodal_weight * (loss.detach() if self.detach_weight else loss)
-            total = total + coefficient * loss
+        for modality, loss in losses.items():
+            total = total + self._coefficient(modality, loss) * loss
         return {"fused": fused, **losses, "total": total}
 
-    def _likelihood(self, logits_NC: Tensor, labels_N: Tensor, kept_N: Tensor | None) -> Tensor:
-        """Class-weighted mean negative log-likelihood of the kept utterances; 0 when none is kept."""
+    def _coefficient(self, modality: str, loss: Tensor) -> float | Tensor:
+        weight = self.unimodal_weights[modality]
+        if self.unimodal == "linear":
+            return weight
+        return weight * (loss.detach() if self.detach_weight else loss)
+
+    def _mean_loss(self, logits_NC: Tensor, labels_N: Tensor, kept_N: Tensor | None) -> Tensor:
+        """Class-weighted mean loss of the kept utterances; 0 when none is kept."""
         weight_N = torch.ones_like(logits_NC[:, 0]) if self.weights is None else self.weights[labels_N]
         if kept_N is not None:
             weight_N = weight_N * kept_N
         loss_N = F.cross_entropy(logits_NC, labels_N, reduction="none")
+        if self.focal_gamma:
+            # A miss of exactly 0 has no gradient under γ < 1.
+            miss_N = -torch.expm1(-loss_N)
+            loss_N = miss_N.clamp_min(torch.finfo(miss_N.dtype).tiny) ** self.focal_gamma * loss_N
         return (weight_N * loss_N).sum() / weight_N.sum().clamp_min(torch.finfo(weight_N.dtype).tiny)
+
+
+def _per_modality(weight: float | Mapping[str, float], modalities: Sequence[str]) -> dict[str, float]:
+    if not isinstance(weight, Mapping):
+        return dict.fromkeys(modalities, weight)
+    if missing := [m for m in modalities if m not in weight]:
+        raise MercError(
+            f"objective.unimodal_weight has no weight for {', '.join(missing)}: "
+            "add +objective.unimodal_weight.NAME=…, or give one number for all modalities."
+        )
+    return {m: weight[m] for m in modalities}

@@ -1,0 +1,87 @@
+"""The Differential Transformer as a denoiser (Ye et al., ICLR 2025, arXiv:2410.05258)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from merc.data.conversation import ConversationBatch
+from merc.errors import MercError
+from merc.models.denoisers.transformer import PositionedLayers, TransformerLayer
+
+
+class DiffAttention(nn.Module):
+    """Heads whose attention is the difference of two maps with projections of their own, among a dialogue's utterances.
+
+    (softmax(Q₁K₁ᵀ/√d) − λ·softmax(Q₂K₂ᵀ/√d))·V, λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init, one λ for all heads; each
+    head's rows are normed and scaled by 1 − λ_init (arXiv:2410.05258, Eq. 1-3). Q and K have half the width of V.
+
+    Args:
+        hidden_dim: D, a multiple of 2·``heads``.
+        heads: H.
+        dropout: of both maps.
+        depth: l of the layer, from 1, in λ_init = 0.8 − 0.6·exp(−0.3·(l − 1)).
+
+    Raises:
+        MercError: 2·``heads`` does not divide ``hidden_dim``.
+    """
+
+    def __init__(self, hidden_dim: int, heads: int, dropout: float, depth: int) -> None:
+        super().__init__()
+        if hidden_dim % (2 * heads):
+            raise MercError(
+                f"hidden_dim={hidden_dim} cannot be split into heads={heads} heads of two attention maps each: "
+                f"make it a multiple of {2 * heads}."
+            )
+        self.heads = heads
+        self.dropout = dropout
+        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * (depth - 1))
+        self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
+        width = hidden_dim // (2 * heads)
+        self.lambda_query = nn.Parameter(0.1 * torch.randn(2, width))
+        self.lambda_key = nn.Parameter(0.1 * torch.randn(2, width))
+        self.norm = nn.RMSNorm(2 * width, eps=1e-5)
+        self.output = nn.Linear(hidden_dim, hidden_dim)
+
+    def coefficient(self) -> Tensor:
+        """Scalar λ, the share of the second map that is taken away."""
+        first, second = (self.lambda_query * self.lambda_key).sum(-1).exp()
+        return first - second + self.lambda_init
+
+    def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """(N, D) → (N, D)."""
+        query_BLD, key_BLD, value_BLD = batch.pad(self.query_key_value(x_ND)).chunk(3, dim=-1)
+        # Both maps of every head in one call: maps of all heads, then the other maps of all heads.
+        query, key = (x.unflatten(-1, (2 * self.heads, -1)).transpose(1, 2) for x in (query_BLD, key_BLD))
+        value = value_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2).repeat(1, 2, 1, 1)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=batch.mask[:, None, None, :], dropout_p=self.dropout if self.training else 0.0
+        )
+        first_BHLV, second_BHLV = attended.chunk(2, dim=1)
+        heads_BHLV = (1 - self.lambda_init) * self.norm(first_BHLV - self.coefficient() * second_BHLV)
+        out_ND: Tensor = self.output(batch.unpad(heads_BHLV.transpose(1, 2).flatten(2)))
+        return out_ND
+
+
+class DiffTransformerDenoiser(PositionedLayers):
+    """Positions and speakers added to the rows, then Transformer layers with differential attention.
+
+    All but the attention is the Transformer denoiser's, with every layer's input normed.
+
+    Args:
+        hidden_dim: D.
+        heads: attention heads.
+        layers: Transformer layers.
+        dropout: of the input, the attention maps and the feed-forward networks.
+
+    Raises:
+        MercError: 2·``heads`` does not divide ``hidden_dim``.
+    """
+
+    def __init__(self, hidden_dim: int, heads: int, layers: int, dropout: float) -> None:
+        blocks = [
+            TransformerLayer(DiffAttention(hidden_dim, heads, dropout, depth), hidden_dim, dropout, True)
+            for depth in range(1, layers + 1)
+        ]
+        super().__init__(hidden_dim, dropout, blocks)
