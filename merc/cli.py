@@ -4,11 +4,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -21,6 +22,27 @@ from merc.errors import MercError, nearest
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C ended, as shells have it."""
+
+
+def offered_groups(chosen: Mapping[str, Any]) -> str:
+    """One line ``group: choice, choice`` for each group of a command; ``--help`` prints them.
+
+    Hydra's own list has the groups of every command, and the files that only others build on (``_base.yaml``).
+
+    Args:
+        chosen: group → what is chosen there, as Hydra knows it while a command runs.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    groups = sorted({group.split("@")[0] for group in chosen if not group.startswith("hydra/")})
+    offered = {group: _offered(loader.get_group_options(group)) for group in groups}
+    return "\n".join(f"{group}: {', '.join(names)}" for group, names in offered.items() if names)
+
+
+def _offered(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+OmegaConf.register_new_resolver("merc.groups", offered_groups, replace=True)
 
 
 def run(job: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -94,7 +116,8 @@ def _explain(error: Exception, config_name: str) -> str | None:
         return None
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, choice = error.missing_cfg_file.rsplit("/", 1)
-        return f"'{choice}' is no choice of '{group}' ({', '.join(error.options)}).{nearest(choice, error.options)}"
+        options = _offered(error.options)
+        return f"'{choice}' is no choice of '{group}' ({', '.join(options)}).{nearest(choice, options)}"
     if unknown := re.search(r"Could not (?:override|delete(?: from config\.)?) '([^']+)'", text):
         key = unknown.group(1)
         hint = nearest(key, _valid_keys(key, config_name))

@@ -12,7 +12,7 @@ from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
 from merc.data.conversation import MODALITIES
-from merc.errors import MercError, nearest
+from merc.errors import MercError
 
 CONFIG_MODULE = "merc.conf"
 TRUSTED_PACKAGES = ("merc", "torch", "torchmetrics", "lightning")
@@ -21,11 +21,9 @@ TRUSTED_PACKAGES = ("merc", "torch", "torchmetrics", "lightning")
 def expand_choices(overrides: Sequence[str]) -> list[str]:
     """Spell out the short form ``stage.modality=choice`` of a module chosen for one modality.
 
-    ``denoiser.text=recurrent`` becomes Hydra's ``denoiser/module@denoiser.text=recurrent`` where
-    ``denoiser/module/recurrent.yaml`` exists; everything else passes unchanged.
-
-    Raises:
-        MercError: the choice does not exist.
+    ``denoiser.text=recurrent`` becomes Hydra's ``denoiser/module@denoiser.text=recurrent``, ``denoiser`` being a stage
+    whose modules can be chosen; Hydra looks for the choice in the user's own configuration too. Everything else passes
+    unchanged.
     """
     return [_expand_choice(override) for override in overrides]
 
@@ -36,14 +34,9 @@ def _expand_choice(override: str) -> str:
         return override
     plus, stage, modality, names = short.groups()
     folder = files(CONFIG_MODULE) / stage / "module"
-    choices = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir()) if folder.is_dir() else []
-    unknown = [name for name in names.split(",") if name not in choices]
-    if unknown and choices and modality in (*MODALITIES, "default"):
-        raise MercError(
-            f"{stage}.{modality}={unknown[0]}: '{unknown[0]}' is no choice there ({', '.join(choices)})."
-            + nearest(unknown[0], choices)
-        )
-    if unknown:
+    offered = {entry.name.removesuffix(".yaml") for entry in folder.iterdir()} if folder.is_dir() else set()
+    # Under the name of a modality nothing but a choice can stand, maybe one of the user's own.
+    if not offered or (modality not in (*MODALITIES, "default") and not offered.issuperset(names.split(","))):
         return override
     return f"{plus}{stage}/module@{stage}.{modality}={names}"
 
@@ -54,6 +47,13 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictCo
         return hydra_compose(config_name, overrides=expand_choices(overrides))
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         return hydra_compose(config_name, overrides=expand_choices(overrides))
+
+
+def choices(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, str]:
+    """What these overrides choose in each configuration group, e.g. ``denoiser/module@denoiser.text`` → ``none``."""
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        config = hydra_compose(config_name, overrides=expand_choices(overrides), return_hydra_config=True)
+    return {group: choice for group, choice in config.hydra.runtime.choices.items() if choice is not None}
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -105,4 +105,4 @@ def _cross_modal(node: Mapping[str, Any], modalities: Sequence[str], plugins: Se
         return None
     reach = edges.pop("reach")
     window = {"past": min(reach, node["past"]), "future": min(reach, node["future"])}
-    return instantiate(edges, plugins, modalities=modalities, **window)  # type: ignore[no-any-return]
+    return instantiate(edges, plugins, modalities=modalities, **window)

@@ -1,8 +1,8 @@
 """Released checkpoints: their tensors as views into our model's.
 
-The released models name every modality, subgraph and head; ours keep modalities and subgraphs in dictionaries, and heads
-and projections that are computed together in one tensor. Each released tensor is thus a view of one of ours. The same
-views serve to load weights and to compare gradients.
+The released models name every modality, subgraph and head; ours keep modalities and subgraphs in dictionaries, and
+heads and projections that are computed together in one tensor. Each released tensor is thus a view of one of ours. The
+same views serve to load weights and to compare gradients.
 """
 
 from collections.abc import Callable, Iterator, Mapping

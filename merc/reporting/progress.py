@@ -4,7 +4,8 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 class TrainingProgress(L.Callback):
@@ -14,11 +15,9 @@ class TrainingProgress(L.Callback):
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("remaining"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            BarColumn(bar_width=8),
+            TimeRemainingColumn(table_column=Column(min_width=7)),
+            TextColumn("left", table_column=Column(min_width=4)),
             TextColumn("{task.fields[scores]}"),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -46,7 +45,7 @@ class TrainingProgress(L.Callback):
         shown = [
             f"{name.split('/')[0]} {100 * value:.2f}" for name, value in values.items() if name.endswith("/weighted_f1")
         ]
-        scores = "  ".join([f"loss {values['train/loss']:.4f}", "weighted F1:", *shown])
+        scores = f"loss {values['train/loss']:.2f}  weighted F1 {' '.join(shown)}"
         self.bar.update(self.task, scores=scores)
         if not self.console.is_terminal:
             self.console.print(f"epoch {_epoch(trainer)}  {scores}", soft_wrap=True, highlight=False)

@@ -9,11 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 SUMMARY = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1")
-REASONS = {
-    "selected": "best validation weighted F1",
-    "last": "end of training",
-    "test_best": "best test weighted F1 (optimistic)",
-}
+CHOSEN_BY = {"selected": "validation", "last": "the end", "test_best": "test (optimistic)"}
 
 
 def closing_tables(metrics: Mapping[str, Any], folder: Path) -> RenderableType:
@@ -48,12 +44,13 @@ def scores_line(scores: Mapping[str, Any], names: Sequence[str] = SUMMARY) -> st
 
 
 def _epochs_table(metrics: Mapping[str, Any]) -> Table:
-    table = Table("test scores at", "epoch", title_justify="left")
-    for name in SUMMARY:
+    table = Table("test scores")
+    for name in metrics:
         table.add_column(name, justify="right")
-    table.add_column("chosen by")
-    for name, scores in metrics.items():
-        table.add_row(name, str(scores["epoch"]), *[_percent(scores[measure]) for measure in SUMMARY], REASONS[name])
+    table.add_row("epoch", *[str(scores["epoch"]) for scores in metrics.values()])
+    table.add_row("chosen by", *[CHOSEN_BY[name] for name in metrics])
+    for measure in SUMMARY:
+        table.add_row(measure, *[_percent(scores[measure]) for scores in metrics.values()])
     return table
 
 

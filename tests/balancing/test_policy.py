@@ -10,41 +10,11 @@ import torch
 from sklearn.metrics import cohen_kappa_score, f1_score
 from torch import Tensor
 
-from merc.balancing import AdaptiveBalancing, build_policy, dropout_probabilities
-from merc.config import instantiate
-from merc.data.datamodule import ConversationDataModule
+from merc.balancing import AdaptiveBalancing, dropout_probabilities
 from merc.errors import MercError
 from merc.models.lightning_module import EmotionRecognition
 
-SMALL = ("data.size=0.01", "data.dims={text: 6, audio: 5, visual: 4}", "hyperparameters.batch_size=4")
-
 Fit = Callable[..., tuple[EmotionRecognition, L.Trainer, AdaptiveBalancing]]
-
-
-@pytest.fixture
-def fit(make_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Fit:
-    def run(*overrides: str, epochs: int = 2, ckpt_path: Path | None = None, spy: L.Callback | None = None) -> Any:
-        config = make_config(*SMALL, "hyperparameters.base_probability=0.6", *overrides)
-        L.seed_everything(1, verbose=False)
-        data: ConversationDataModule = instantiate(config["data"])
-        data.setup()
-        module = EmotionRecognition(config, data.info)
-        policy = build_policy(config)
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=epochs,
-            callbacks=[c for c in (policy, spy) if c is not None],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            num_sanity_val_steps=0,
-            default_root_dir=tmp_path,
-        )
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-        return module, trainer, policy
-
-    return run
 
 
 class Spy(L.Callback):
@@ -121,9 +91,9 @@ def test_fixed_balancing_keeps_its_probability(fit: Fit) -> None:
     assert module.model.balancing.probabilities.tolist() == pytest.approx([0.6] * 3)
 
 
-def test_a_policy_without_its_mechanism_is_refused(fit: Fit) -> None:
-    with pytest.raises(MercError, match=r"balancing\.mechanism"):
-        fit("balancing.mechanism=null")
+def test_a_policy_with_another_mechanism_is_refused(fit: Fit) -> None:
+    with pytest.raises(MercError, match=r"steers merc\.balancing\.ModalityDropout"):
+        fit("balancing.mechanism._target_=torch.nn.Identity")
 
 
 def test_unknown_update_is_refused(fit: Fit) -> None:

@@ -67,7 +67,7 @@ def test_differential_attention_of_two_projections_equals_its_equations(
     ours = attention(x_ND, batch)
     query, key, value = attention.query_key_value(x_ND).chunk(3, dim=-1)
     initial = 0.8 - 0.6 * math.exp(-0.3 * 2)
-    left, right = (math.exp(attention.lambda_query[i] @ attention.lambda_key[i]) for i in range(2))
+    left, right = (math.exp(dot.item()) for dot in (attention.lambda_query * attention.lambda_key).sum(-1))
     coefficient = left - right + initial
     # Channels of the maps: those of both heads' first maps, then those of their second maps.
     maps = {(head, sign): slice(4 * sign + 2 * head, 4 * sign + 2 * head + 2) for head in (0, 1) for sign in (0, 1)}
@@ -121,5 +121,5 @@ def test_recurrence_equals_cells_along_each_dialogue(
 
 
 def test_both_maps_of_every_head_need_their_width() -> None:
-    with pytest.raises(MercError, match="heads=4 heads of two attention maps.* multiple of 8"):
+    with pytest.raises(MercError, match=r"heads=4 heads of two attention maps.* multiple of 8"):
         DiffAttention(12, heads=4, dropout=0.0, depth=1)

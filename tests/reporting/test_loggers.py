@@ -38,7 +38,7 @@ def test_wandb_logs_offline_and_is_closed(
         return init(**arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(wandb, "init", spy)
-    run("logger=wandb")
+    run("logger=wandb", "seed=1")
     assert wandb.run is None
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     content = file.read_bytes()

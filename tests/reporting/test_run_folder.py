@@ -139,8 +139,8 @@ def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
 
 
 def test_the_path_depends_on_the_experiment_alone() -> None:
-    path = default_path(compose(), "name")
+    path = default_path(compose(["seed=1"]), "name")
     assert path.name == "seed=1"
-    assert default_path(compose(["resume=true", "logger=tensorboard"]), "name") == path
+    assert default_path(compose(["seed=1", "resume=true", "logger=tensorboard"]), "name") == path
     assert default_path(compose(["seed=2"]), "name").parent == path.parent
     assert default_path(compose(["hyperparameters.window=3"]), "name").parent != path.parent

@@ -1,6 +1,7 @@
 """ReDiFu's fusion: each modality attends to the utterances of the others (arXiv:2603.25752)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ class ModalityFusion(nn.Module):
         widths = [hidden_dim, 4 * hidden_dim, 4 * hidden_dim, 4 * hidden_dim]
         hidden = [
             layer
-            for inputs, outputs in zip(widths, widths[1:], strict=False)
+            for inputs, outputs in pairwise(widths)
             for layer in (nn.Linear(inputs, outputs), nn.GELU(), nn.Dropout(dropout))
         ]
         self.feed_forward = nn.Sequential(*hidden, nn.Linear(widths[-1], hidden_dim), nn.Dropout(dropout))

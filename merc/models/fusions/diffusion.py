@@ -65,7 +65,7 @@ class GuidedDiffusion(nn.Module):
         if guide not in modalities:
             raise MercError(
                 f"fusion.module.guide={guide} is no modality of the data ({', '.join(modalities)})."
-                f"{nearest(guide, modalities)} Guided diffusion needs its guide: name another one, or choose fusion=none."
+                f"{nearest(guide, modalities)} Guided diffusion needs its guide: name another, or choose fusion=none."
             )
         self.guide = guide
         others = [m for m in modalities if m != guide]

@@ -17,8 +17,8 @@ DIRECTIONS = 3  # past, same utterance, future
 class CrossModalGraph(nn.Module):
     """Additive attention over the other modalities of the same and the neighbouring utterances (ReDiFu, abstract).
 
-    x_m ← LN(x_m + W dropout(GELU(Σ_{o ≠ m, j} α_{ij}^{mo} z_j^o))), the attention being a softmax over all other modalities
-    o and utterances j of LeakyReLU(⟨a_m, z_i^m⟩ + ⟨b_o, z_j^o⟩ + r_{mo}^{direction of j from i}).
+    x_m ← LN(x_m + W dropout(GELU(Σ_{o ≠ m, j} α_{ij}^{mo} z_j^o))), the attention being a softmax over all other
+    modalities o and utterances j of LeakyReLU(⟨a_m, z_i^m⟩ + ⟨b_o, z_j^o⟩ + r_{mo}^{direction of j from i}).
 
     Args:
         modalities: their order; with a single one there are no edges, and its rows pass unchanged.

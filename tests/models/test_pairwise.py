@@ -1,0 +1,154 @@
+"""Every alternative of every stage beside every alternative of every other stage.
+
+The alternatives are the files under conf/, so that a new one is tried without a change here. Pairs that are refused as
+contradictory are left out; all others occur in at least one of the combinations that are built, trained for a step,
+saved and restored.
+"""
+
+import random
+from collections.abc import Callable
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from merc.balancing import build_policy
+from merc.combinations import refuse_contradictions
+from merc.config import compose, plain
+from merc.data.conversation import ConversationBatch, CorpusInfo
+from merc.errors import MercError
+from merc.models.lightning_module import EmotionRecognition
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+STAGES = ("denoiser", "graph", "gate", "balancing", "fusion", "classifier", "objective")
+CHOICES = {stage: sorted(p.stem for p in (CONF / stage).glob("*.yaml") if p.stem[0] != "_") for stage in STAGES}
+INFO = CorpusInfo(
+    dims={"text": 7, "audio": 5, "visual": 3},
+    label_names=("calm", "glad", "gloomy", "cross"),
+    speaker_slots=3,
+    class_counts=(4, 3, 2, 1),
+)
+
+Row = tuple[str, ...]
+Configure = Callable[[Row], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def configure() -> Configure:
+    """Stage choices → the configuration of a small model, put together from stages that were composed once."""
+    small = ["data=synthetic_meld", "hyperparameters.hidden_dim=16", "hyperparameters.window=3"]
+    base = plain(compose(small))
+    stages = {
+        stage: {name: plain(compose([*small, f"{stage}={name}"]))[stage] for name in names}
+        for stage, names in CHOICES.items()
+    }
+    return lambda row: {**base, **{stage: stages[stage][name] for stage, name in zip(STAGES, row, strict=True)}}
+
+
+def pairs(row: Row) -> set[tuple[tuple[str, str], ...]]:
+    return set(combinations(zip(STAGES, row, strict=True), 2))
+
+
+def accepted(configure: Configure) -> list[Row]:
+    """All combinations that are not refused."""
+
+    def accepts(row: Row) -> bool:
+        try:
+            refuse_contradictions(configure(row))
+        except MercError:
+            return False
+        return True
+
+    return [row for row in product(*CHOICES.values()) if accepts(row)]
+
+
+def covering(rows: list[Row]) -> list[Row]:
+    """Some of the rows, in which every pair of the rows occurs: of some random ones, always the one with most news."""
+    generator = random.Random(0)  # noqa: S311
+    missing = set().union(*map(pairs, rows))
+    chosen: list[Row] = []
+    while missing:
+        needed = min(missing)
+        candidates = generator.sample(rows, min(100, len(rows)))
+        candidates.append(next(row for row in rows if needed in pairs(row)))
+        best = max(candidates, key=lambda row: len(pairs(row) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+def trained(config: dict[str, Any], batch: ConversationBatch, folder: Path) -> EmotionRecognition:
+    """The module after one step of the trainer, balancing included."""
+    torch.manual_seed(0)
+    module = EmotionRecognition(config, INFO)
+    policy = build_policy(config)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=0,
+        callbacks=[] if policy is None else [policy],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    return module.eval()
+
+
+def picked(batch: ConversationBatch, dialogue: int) -> ConversationBatch:
+    rows = batch.dialogues == dialogue
+    return ConversationBatch(
+        features={m: x[rows] for m, x in batch.features.items()},
+        speakers=batch.speakers[rows],
+        labels=batch.labels[rows],
+        lengths=(batch.lengths[dialogue],),
+    )
+
+
+def restored(module: EmotionRecognition, path: Path) -> EmotionRecognition:
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    return EmotionRecognition.from_checkpoint(path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*(num_workers|isinstance|log).*")
+def test_every_pair_of_alternatives_works(
+    configure: Configure, make_batch: Callable[..., ConversationBatch], tmp_path: Path
+) -> None:
+    rows = covering(accepted(configure))
+    for stage, name in ((stage, name) for stage, names in CHOICES.items() for name in names):
+        assert any((stage, name) in zip(STAGES, row, strict=True) for row in rows), f"{stage}={name} is never accepted"
+    batch = make_batch(lengths=(5, 1, 12, 3))
+    for row in rows:
+        what = " ".join(f"{stage}={name}" for stage, name in zip(STAGES, row, strict=True))
+        module = trained(configure(row), batch, tmp_path)
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, f"{what}: no gradient on {name}"
+                assert parameter.grad.isfinite().all(), f"{what}: gradient of {name}"
+        with torch.no_grad():
+            together = module(batch)
+            assert together.fused.isfinite().all(), what
+            assert torch.equal(restored(module, tmp_path / "last.ckpt")(batch).fused, together.fused), what
+            for dialogue in range(4):
+                expected = together.fused[batch.dialogues == dialogue]
+                alone = module(picked(batch, dialogue)).fused
+                torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-4, msg=lambda m, w=what: f"{w}: {m}")
+
+
+def test_the_combinations_cover_every_pair_that_is_not_refused() -> None:
+    rows = [row for row in product("ab", "cde", "fg", "h", "ij", "kl", "m") if not (row[0] == "a" and row[1] == "c")]
+    chosen = covering(rows)
+    assert set(chosen) <= set(rows)
+    assert len(chosen) < len(rows) / 2
+    for first, second in combinations(range(7), 2):
+        wanted = {(row[first], row[second]) for row in rows}
+        assert {(row[first], row[second]) for row in chosen} == wanted
