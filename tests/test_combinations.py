@@ -37,7 +37,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    ("overrides", "message"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
 def test_contradictions_are_refused(make_config: Make, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(MercError, match=message):
         refuse_contradictions(make_config(*overrides))

@@ -11,8 +11,11 @@ from torchmetrics import Metric
 from merc.balancing.mechanism import ModalityDropout
 from merc.balancing.rule import dropout_probabilities
 from merc.config import instantiate
+from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
+from merc.models.emotion_model import EmotionModel
 from merc.models.lightning_module import EmotionRecognition
+from merc.models.stages import Rows
 
 
 def build_policy(config: Mapping[str, Any]) -> L.Callback | None:
@@ -170,20 +173,21 @@ class AdaptiveBalancing(DropoutPolicy):
         modalities = self.mechanism.modalities
         self.metrics = [instantiate(self.metric, module.config["plugins"], num_classes=classes) for _ in modalities]
         self.scores = torch.zeros(len(modalities))
-        self._hook = self.mechanism.register_forward_pre_hook(
-            lambda _, inputs: self._observe(module.model.classify(*inputs).unimodal, inputs[1].labels)
-        )
+        self._hook = self.mechanism.register_forward_pre_hook(lambda _, inputs: self._observe(module.model, *inputs))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Stop listening."""
         self._hook.remove()
 
     @torch.no_grad()
-    def _observe(self, unimodal: Mapping[str, Tensor], labels_N: Tensor) -> None:
+    def _observe(self, model: EmotionModel, rows: Rows, batch: ConversationBatch) -> None:
         if self.update == "batch" and not self.mechanism.active:
             return
+        unimodal = model.classify(rows, batch).unimodal
+        utterances = slice(None) if batch.present is None else batch.present
         for metric, modality in zip(self.metrics, self.mechanism.modalities, strict=True):
-            metric.to(labels_N.device).update(unimodal[modality].argmax(-1), labels_N)
+            predicted_N = unimodal[modality].argmax(-1)
+            metric.to(batch.device).update(predicted_N[utterances], batch.labels[utterances])
         if self.update == "batch":
             self._rescore()
 

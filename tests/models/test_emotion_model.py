@@ -14,6 +14,7 @@ from merc.errors import MercError
 from merc.models.build import build_model
 from merc.models.emotion_model import EmotionModel, count_parameters
 
+SINGLE_HEAD = ("classifier=single_head", "objective=fused", "balancing=none")
 VARIANTS = [
     ("model=amb_dsgdn",),
     ("model=amb_dsgdn_released",),
@@ -24,8 +25,17 @@ VARIANTS = [
     ("gate=sigmoid",),
     ("balancing=none",),
     ("balancing=fixed",),
+    ("denoiser=diff_transformer", "denoiser.default.layers=2"),
+    ("denoiser=recurrent", "denoiser.text=recurrent"),
+    ("balancing=ogm_ge",),
     ("fusion=modality_attention",),
-    ("classifier=weighted_logits",),
+    ("fusion=concat", *SINGLE_HEAD),
+    ("fusion=gated", *SINGLE_HEAD),
+    ("fusion=gated", "fusion.module.gate=softmax", *SINGLE_HEAD),
+    ("fusion=low_rank", *SINGLE_HEAD),
+    SINGLE_HEAD,
+    ("classifier=weighted_logits", "hyperparameters.logit_weights={text: 1, audio: 1, visual: 0.4}"),
+    ("classifier=fixed_weights", "hyperparameters.activation=leaky_relu"),
     ("graph.subgraphs=[intra_speaker]",),
     ("graph.future=0",),
     ("denoiser.text=transformer", "denoiser.default.layers=2", "graph.audio=gcn"),
@@ -124,10 +134,20 @@ def test_a_modality_of_another_name_works(
     assert set(make_model(*overrides, dims=dims)(make_batch(dims=dims)).unimodal) == set(dims)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("denoiser=none",),
+        ("denoiser=recurrent", "denoiser.default.bidirectional=false", "denoiser.default.layers=2"),
+    ],
+    ids=" ".join,
+)
 def test_no_future_means_no_future(
-    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch]
+    make_model: Callable[..., EmotionModel],
+    make_batch: Callable[..., ConversationBatch],
+    overrides: tuple[str, ...],
 ) -> None:
-    model = make_model("denoiser=none", "graph.future=0").eval()
+    model = make_model(*overrides, "graph.future=0").eval()
     batch = make_batch(lengths=(12,))
     before = model(batch).fused
     for features in batch.features.values():

@@ -24,7 +24,7 @@ WALK = [
     "graph/cross_modal=attention",
     "denoiser=diff_transformer",
     "fusion=text_guided_diffusion",
-    "classifier.weights={text: 1.0, audio: 0.0, visual: 0.0}",
+    "classifier=text_logits",
 ]
 SMALL = ("hyperparameters.heads=4", "hyperparameters.fusion_heads=2")
 IEMOCAP = ("model=redifu_released", "data=synthetic_iemocap", *SMALL)
