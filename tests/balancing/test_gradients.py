@@ -17,6 +17,7 @@ from merc.balancing.gradients import modulation_coefficients, own_parameters
 from merc.errors import MercError
 from merc.models.emotion_model import EmotionModel
 from merc.models.lightning_module import EmotionRecognition
+from merc.resuming import EpochSeeds
 
 Fit = Callable[..., tuple[EmotionRecognition, L.Trainer, GradientModulation]]
 OGM = ("balancing=ogm_ge", "hyperparameters.warmup_epochs=0", "balancing.policy.noise=false")
@@ -149,3 +150,13 @@ def test_state_is_logged_and_survives_a_checkpoint(fit: Fit, tmp_path: Path) -> 
 def test_a_negative_strength_is_refused() -> None:
     with pytest.raises(MercError, match="alpha=-1"):
         GradientModulation(alpha=-1, noise=True, warmup_epochs=0)
+
+
+def test_a_resumed_run_draws_the_same_noise(fit: Fit, tmp_path: Path) -> None:
+    noisy = (*OGM, "balancing.policy.noise=true")
+    whole, _, _ = fit(*noisy, epochs=3, before=EpochSeeds(1))
+    _, trainer, _ = fit(*noisy, epochs=2, before=EpochSeeds(1))
+    trainer.save_checkpoint(tmp_path / "two.ckpt", weights_only=False)
+    resumed, _, _ = fit(*noisy, epochs=3, ckpt_path=tmp_path / "two.ckpt", before=EpochSeeds(1))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
