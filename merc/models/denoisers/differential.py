@@ -105,8 +105,8 @@ class ContextGate(nn.Module):
 class ShiftedDifference(nn.Module):
     """Self-attention minus self-attention to the utterance before each key.
 
-    A_1 = softmax(q kᵀ · s), A_2 = softmax(q (k shifted by one)ᵀ · s), output λ · dropout(A_1 − A_2) · v. The first key is
-    shifted to the dialogue's last row.
+    A_1 = softmax(q kᵀ · s), A_2 = softmax(q (k shifted by one)ᵀ · s), output λ · dropout(A_1 − A_2) · v. Before the
+    first key stands the dialogue's last one.
 
     Args:
         hidden_dim: D, a multiple of ``heads``.

@@ -37,7 +37,7 @@ class SpeakerGraphs(nn.Module):
         past: utterances before that an utterance receives from.
         future: utterances after; 0 makes the graph causal.
         share_relations: one relation table for all relational layers, as ReDiFu has it; else one per layer.
-        cross_modal: edges between modalities, behind the others; called with all rows and the batch. None: no such edges.
+        cross_modal: edges between modalities, behind the others; called with all rows and the batch. None: no edges.
 
     Raises:
         MercError: an unknown subgraph or a negative window.
