@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
 from merc.models.denoisers.positions import SinusoidalPositions
+from merc.models.stages import head_width
 
 
 class RotaryFeatures(nn.Module):
@@ -117,10 +118,9 @@ class ShiftedDifference(nn.Module):
 
     def __init__(self, hidden_dim: int, heads: int, dropout: float, head_scale: bool) -> None:
         super().__init__()
-        if hidden_dim % heads:
-            raise MercError(f"hidden_dim={hidden_dim} cannot be split into heads={heads} equal attention heads.")
         self.heads = heads
-        self.scale = (hidden_dim // heads if head_scale else hidden_dim) ** -0.5
+        self.width = head_width(hidden_dim, heads)
+        self.scale = (self.width if head_scale else hidden_dim) ** -0.5
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.output = nn.Linear(hidden_dim, hidden_dim)
         self.weight = nn.Parameter(torch.tensor(0.5))
@@ -130,7 +130,7 @@ class ShiftedDifference(nn.Module):
         """(N, D) → (N, D)."""
         query, key, value = self.query_key_value(x_ND).chunk(3, dim=-1)
         rows = torch.stack([query * self.scale, key, key[batch.previous], value], dim=1)
-        heads_BLFHD = batch.pad(rows).reshape(len(batch.lengths), -1, 4, self.heads, query.shape[-1] // self.heads)
+        heads_BLFHD = batch.pad(rows).unflatten(-1, (self.heads, self.width))
         query, key, shifted, value = heads_BLFHD.permute(2, 0, 3, 1, 4)
         absent = ~batch.mask[:, None, None, :]
         first, second = (

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
-from merc.errors import MercError
-from merc.models.stages import Rows
+from merc.models.stages import Rows, head_width
 
 
 class CrossAttention(nn.Module):
@@ -23,9 +22,8 @@ class CrossAttention(nn.Module):
 
     def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        if hidden_dim % heads:
-            raise MercError(f"hidden_dim={hidden_dim} cannot be split into heads={heads} equal attention heads.")
         self.heads = heads
+        self.width = head_width(hidden_dim, heads)
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.output = nn.Linear(hidden_dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
@@ -46,7 +44,7 @@ class CrossAttention(nn.Module):
         return out_ND
 
     def _split(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
-        return batch.pad(x_ND).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return batch.pad(x_ND).unflatten(-1, (self.heads, self.width)).transpose(1, 2)
 
 
 class ModalityFusion(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError, nearest
-from merc.models.stages import Rows
+from merc.models.stages import Rows, head_width
 
 
 class Affinity(nn.Module):
@@ -24,16 +24,15 @@ class Affinity(nn.Module):
 
     def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        if hidden_dim % heads:
-            raise MercError(f"hidden_dim={hidden_dim} cannot be split into heads={heads} equal attention heads.")
         self.heads = heads
+        self.width = head_width(hidden_dim, heads)
         self.dropout = dropout
         self.query_key = nn.Linear(hidden_dim, 2 * hidden_dim)
 
     def forward(self, x_ND: Tensor, values_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """A(x) · values: two (N, D) → (N, D)."""
         parts = torch.cat([self.query_key(x_ND), values_ND], dim=-1)
-        query, key, value = batch.pad(parts).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = batch.pad(parts).unflatten(-1, (3, self.heads, self.width)).permute(2, 0, 3, 1, 4)
         mixed_BHLD = F.scaled_dot_product_attention(
             query, key, value, attn_mask=batch.mask[:, None, None, :], dropout_p=self.dropout if self.training else 0.0
         )
