@@ -9,6 +9,12 @@ from merc.errors import MercError
 _SINGLE_HEAD = "choose classifier=single_head objective=fused balancing=none, or fusion=none"
 
 
+def is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration asks for a model in which no prediction depends on a later utterance."""
+    causal = config["model"]["causal"]
+    return config["graph"]["future"] == 0 if causal is None else bool(causal)
+
+
 def refuse_contradictions(config: Mapping[str, Any]) -> None:
     """Refuse stages that cannot work together.
 
@@ -25,6 +31,7 @@ def refuse_contradictions(config: Mapping[str, Any]) -> None:
     Raises:
         MercError: two stages contradict each other; the message says which choice mends it.
     """
+    _refuse_later_utterances(config)
     plugins = config["plugins"]
     fusion = config["fusion"]["module"]
     policy = config["balancing"]["policy"]
@@ -52,6 +59,18 @@ def refuse_contradictions(config: Mapping[str, Any]) -> None:
             f"{_name(config['classifier'])} has no head for each of them: choose objective=fused (or "
             "objective.unimodal_weight=0), or classifier=summed_logits."
         )
+
+
+def _refuse_later_utterances(config: Mapping[str, Any]) -> None:
+    if not is_causal(config):
+        return
+    for name, choice in config["denoiser"].items():
+        if isinstance(choice, Mapping) and choice.get("bidirectional"):
+            raise MercError(
+                f"{_name(choice)} reads dialogues in both directions, but no prediction may depend on a later "
+                "utterance (graph.future=0 or model.causal=true): add "
+                f"denoiser.{name}.bidirectional=false, or model.causal=false."
+            )
 
 
 def _declares(node: Mapping[str, Any] | None, attribute: str, plugins: Sequence[str]) -> bool:

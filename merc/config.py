@@ -1,8 +1,10 @@
 """Composing the Hydra configuration, and turning its nodes into objects."""
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -16,6 +18,11 @@ from merc.errors import MercError
 
 CONFIG_MODULE = "merc.conf"
 TRUSTED_PACKAGES = ("merc", "torch", "torchmetrics", "lightning")
+
+
+def typed(key: str) -> str:
+    """A key of Hydra's as the user typed it: ``denoiser/module@denoiser.text`` is the long form of ``denoiser.text``."""
+    return re.sub(r"^(\w+)/module@\1\.", r"\1.", key)
 
 
 def expand_choices(overrides: Sequence[str]) -> list[str]:
@@ -63,7 +70,9 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def instantiate(node: Mapping[str, Any], plugins: Sequence[str] = (), /, **arguments: Any) -> Any:
+def instantiate(
+    node: Mapping[str, Any], plugins: Sequence[str] = (), kind: type | None = None, /, **arguments: Any
+) -> Any:
     """Call the class or function that ``_target_`` names with the other keys of ``node`` and ``arguments``.
 
     The only place where a configuration becomes code. Unlike Hydra's own function it does not recurse: an object
@@ -72,15 +81,20 @@ def instantiate(node: Mapping[str, Any], plugins: Sequence[str] = (), /, **argum
     Args:
         node: a configuration node with a ``_target_``.
         plugins: packages of the user's that may be named beside merc, torch, torchmetrics and lightning.
+        kind: the class that the target must be or derive from; None: any class or function.
         arguments: what only the program knows (sizes, other objects); they win over the node's keys.
 
     Raises:
-        MercError: the target lies outside the trusted packages, does not exist, or does not take these arguments.
+        MercError: the target lies outside the trusted packages, does not exist, is of another kind, or does not take
+            these arguments.
     """
     target = str(node["_target_"])
     settings = {key: value for key, value in node.items() if key != "_target_"} | arguments
+    called = locate(node, plugins)
+    if kind is not None and not (isinstance(called, type) and issubclass(called, kind)):
+        raise MercError(f"The configuration names '{target}', which is no {kind.__name__}. Name a class that is one.")
     try:
-        return locate(node, plugins)(**settings)
+        return called(**settings)
     except (TypeError, ValueError) as error:
         raise MercError(f"'{target}' cannot be built with {sorted(settings)}: {error}") from error
 
@@ -88,16 +102,42 @@ def instantiate(node: Mapping[str, Any], plugins: Sequence[str] = (), /, **argum
 def locate(node: Mapping[str, Any], plugins: Sequence[str] = ()) -> Callable[..., Any]:
     """The class or function that the ``_target_`` of a configuration node names.
 
+    It must be defined in a trusted package, not only be reachable through one: ``torch.os.system`` is not torch's.
+
     Raises:
-        MercError: the target lies outside the trusted packages or does not exist.
+        MercError: the target lies outside the trusted packages, does not exist, or is neither class nor function.
     """
     target = str(node["_target_"])
-    if target.split(".")[0] not in (*TRUSTED_PACKAGES, *plugins):
-        raise MercError(
-            f"The configuration names '{target}', which lies outside {', '.join((*TRUSTED_PACKAGES, *plugins))}. "
-            f"If you trust that package, add plugins=[{target.split('.')[0]}]."
-        )
+    _refuse_untrusted(target, target, plugins)
     try:
-        return get_class(target) if target.rsplit(".", 1)[-1][:1].isupper() else get_method(target)
+        found = get_class(target) if target.rsplit(".", 1)[-1][:1].isupper() else get_method(target)
     except Exception as error:
         raise MercError(f"The configuration names '{target}', which cannot be imported: {error}") from error
+    if not (inspect.isclass(found) or inspect.isfunction(found) or inspect.isbuiltin(found)):
+        raise MercError(f"The configuration names '{target}', which is neither a class nor a function.")
+    _refuse_untrusted(target, f"{found.__module__}.{found.__qualname__}", plugins)
+    return found
+
+
+def _refuse_untrusted(target: str, home: str, plugins: Sequence[str]) -> None:
+    package = home.split(".")[0]
+    if package not in (*TRUSTED_PACKAGES, *plugins):
+        origin = "" if home == target else f" ({home})"
+        raise MercError(
+            f"The configuration names '{target}'{origin}, which lies outside "
+            f"{', '.join((*TRUSTED_PACKAGES, *plugins))}. If you trust that package, add plugins=[{package}]."
+        )
+
+
+def check_plugins(plugins: Sequence[str]) -> None:
+    """Whether Python finds every package that the user trusts.
+
+    Raises:
+        MercError: it does not find one.
+    """
+    for name in plugins:
+        if not str(name).isidentifier() or find_spec(name) is None:
+            raise MercError(
+                f"plugins=[{name}]: Python finds no package '{name}'. Run the command in the folder that holds it, "
+                "install it, or correct its name."
+            )

@@ -33,6 +33,8 @@ REFUSED = [
     (("classifier=single_head", "balancing=none"), r"unimodal_weight=0\.1.*choose objective=fused"),
     (("classifier=single_head", "balancing=none", "objective=fused_and_constant"), "choose objective=fused"),
     (("balancing.mechanism=null",), r"AdaptiveBalancing decides how often.*balancing\.mechanism"),
+    (("denoiser=recurrent", "graph.future=0"), r"both directions.*denoiser\.default\.bidirectional=false"),
+    (("denoiser.audio=recurrent", "model.causal=true"), r"denoiser\.audio\.bidirectional=false"),
     (("balancing=fixed", "balancing.mechanism=null"), r"FixedBalancing decides how often.*balancing\.mechanism"),
 ]
 

@@ -31,6 +31,7 @@ class ConversationBatch:
         lengths: rows per dialogue, on the host, so that no shape ever waits for the device.
         present: (N,) bool, False in rows of padding; None, the rule: there are none. Only models that depend on
             padding, as some released ones do, ask for such rows: see :meth:`with_padding`.
+        causal: no row may learn anything of a later row of its dialogue.
     """
 
     features: Mapping[str, Tensor]
@@ -38,6 +39,7 @@ class ConversationBatch:
     labels: Tensor
     lengths: tuple[int, ...]
     present: Tensor | None = None
+    causal: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -58,10 +60,10 @@ class ConversationBatch:
 
     @cached_property
     def previous(self) -> Tensor:
-        """(N,) int64: the row before each row in its dialogue; before the first stands the last."""
+        """(N,) int64: the row before each row in its dialogue; before the first stands the last, itself if causal."""
         rows = torch.arange(sum(self.lengths), device=self.device)
         lengths = torch.tensor(self.lengths, device=self.device)[self.dialogues]
-        return torch.where(self.positions == 0, rows + lengths - 1, rows - 1)
+        return torch.where(self.positions == 0, rows if self.causal else rows + lengths - 1, rows - 1)
 
     def pad(self, rows: Tensor) -> Tensor:
         """(N, ...) packed rows → (B, L, ...) with zeros behind each dialogue, L the longest dialogue."""
@@ -82,6 +84,20 @@ class ConversationBatch:
     def mask(self) -> Tensor:
         """(B, L) bool: True where the padded layout holds an utterance."""
         return self.occupied if self.present is None else self.pad(self.present)
+
+    def visible(self, columns_BL: Tensor) -> Tensor:
+        """Mask for attention in the padded layout: which of some rows each row may attend to.
+
+        Args:
+            columns_BL: (B, L) bool, the rows that may be attended to at all: :attr:`mask` or :attr:`occupied`.
+
+        Returns:
+            (B, 1, 1, L) bool; (B, 1, L, L) if causal.
+        """
+        mask = columns_BL[:, None, None, :]
+        if not self.causal:
+            return mask
+        return mask & torch.ones(mask.shape[-1], mask.shape[-1], dtype=torch.bool, device=mask.device).tril()
 
     def with_padding(self, speaker: int) -> Self:
         """The batch with rows of padding, so that all dialogues are as long as the longest.

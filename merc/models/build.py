@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from merc.combinations import refuse_contradictions
+from merc.combinations import is_causal, refuse_contradictions
 from merc.config import instantiate
 from merc.data.conversation import CorpusInfo
 from merc.models.emotion_model import EmotionModel, SpeakerEmbedding, linear_projection
@@ -39,8 +39,9 @@ def build_model(config: Mapping[str, Any], info: CorpusInfo) -> EmotionModel:
         gate=_per_modality(config["gate"], info.modalities, plugins),
         balancing=_optional(config["balancing"]["mechanism"], plugins, modalities=info.modalities),
         fusion=fusion,
-        classifier=instantiate(config["classifier"], plugins, modalities=classified, num_classes=len(info.label_names)),
+        classifier=_part(config["classifier"], plugins, modalities=classified, num_classes=len(info.label_names)),
         pad_dialogues=config["model"]["pad_dialogues"],
+        causal=is_causal(config),
     )
 
 
@@ -50,14 +51,13 @@ def build_objective(config: Mapping[str, Any], info: CorpusInfo) -> nn.Module:
     Raises:
         MercError: a setting of the objective is wrong, or its file of class weights.
     """
-    objective: nn.Module = instantiate(
+    return _part(
         config["objective"],
         config["plugins"],
         modalities=info.modalities,
         class_counts=info.class_counts,
         label_names=info.label_names,
     )
-    return objective
 
 
 def self_contained(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,8 +72,14 @@ def self_contained(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "objective": {**objective, "class_weights": read_weights(Path(objective["class_weights"]))}}
 
 
+def _part(node: Mapping[str, Any], plugins: Sequence[str], **arguments: Any) -> nn.Module:
+    # A configuration may come from the checkpoint of somebody else: nothing but modules is built from it.
+    part: nn.Module = instantiate(node, plugins, nn.Module, **arguments)
+    return part
+
+
 def _optional(node: Mapping[str, Any] | None, plugins: Sequence[str], **arguments: Any) -> nn.Module | None:
-    return None if node is None else instantiate(node, plugins, **arguments)
+    return None if node is None else _part(node, plugins, **arguments)
 
 
 def _choices(node: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Mapping[str, Any]]:
@@ -83,17 +89,21 @@ def _choices(node: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Ma
 
 
 def _per_modality(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequence[str]) -> PerModality:
-    return PerModality({m: instantiate(choice, plugins) for m, choice in _choices(node, modalities).items()})
+    return PerModality({m: _part(choice, plugins) for m, choice in _choices(node, modalities).items()})
 
 
 def _graphs(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequence[str]) -> SpeakerGraphs:
     return SpeakerGraphs(
         layers={
-            m: {subgraph: instantiate(choice, plugins) for subgraph in node["subgraphs"]}
+            m: {
+                subgraph: [_part(choice, plugins) for _ in range(node["layers"])]
+                for subgraph in node["subgraphs"]
+            }
             for m, choice in _choices(node, modalities).items()
         },
         past=node["past"],
         future=node["future"],
+        self_loops=node["self_loops"],
         share_relations=node["share_relations"],
         cross_modal=_cross_modal(node, modalities, plugins),
     )
@@ -105,4 +115,4 @@ def _cross_modal(node: Mapping[str, Any], modalities: Sequence[str], plugins: Se
         return None
     reach = edges.pop("reach")
     window = {"past": min(reach, node["past"]), "future": min(reach, node["future"])}
-    return instantiate(edges, plugins, modalities=modalities, **window)
+    return _part(edges, plugins, modalities=modalities, **window)

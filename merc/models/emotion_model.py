@@ -45,6 +45,7 @@ class EmotionModel(nn.Module):
         pad_dialogues: run on dialogues padded to the longest of the batch, rows of padding taking part wherever a stage
             does not mask them. Predictions then depend on the other dialogues of the batch; only to reproduce ReDiFu
             as released.
+        causal: no prediction depends on a later utterance.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class EmotionModel(nn.Module):
         fusion: nn.Module | None,
         classifier: nn.Module,
         pad_dialogues: bool = False,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.projection = projection
@@ -70,6 +72,7 @@ class EmotionModel(nn.Module):
         self.fusion = fusion
         self.classifier = classifier
         self.pad_dialogues = pad_dialogues
+        self.causal = causal
 
     def encode(self, batch: ConversationBatch) -> dict[str, Tensor]:
         """The stages before balancing: modality → (N, D)."""
@@ -87,6 +90,7 @@ class EmotionModel(nn.Module):
 
     def forward(self, batch: ConversationBatch) -> Prediction:
         """Class scores of every utterance of the batch."""
+        batch = replace(batch, causal=self.causal)
         if not self.pad_dialogues:
             return self._run(batch)
         padded = batch.with_padding(speaker=self.padding_speaker)

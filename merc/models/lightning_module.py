@@ -1,6 +1,6 @@
 """The training contract: what a step, an epoch and a checkpoint are. The mathematics is the model's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -115,17 +115,22 @@ class EmotionRecognition(L.LightningModule):
         checkpoint[CHECKPOINT_KEY] = {"config": self.config, "info": self.info.to_dict()}
 
     @classmethod
-    def from_checkpoint(cls, path: Path) -> Self:
+    def from_checkpoint(cls, path: Path, plugins: Sequence[str] = ()) -> Self:
         """Rebuild a trained module from its checkpoint alone; nothing in the file is executed.
 
+        Args:
+            path: the checkpoint.
+            plugins: packages of the user's from which its parts may come. What the file itself trusts does not count.
+
         Raises:
-            MercError: the file is missing, damaged or not a checkpoint of merc.
+            MercError: the file is missing, damaged or not a checkpoint of merc, or names a part outside the trusted
+                packages.
         """
         checkpoint = load_checkpoint(path)
         if CHECKPOINT_KEY not in checkpoint:
             raise MercError(f"{path} is not a checkpoint of merc: it does not say which model it belongs to.")
         stored = checkpoint[CHECKPOINT_KEY]
-        module = cls(stored["config"], CorpusInfo.from_dict(stored["info"]))
+        module = cls({**stored["config"], "plugins": list(plugins)}, CorpusInfo.from_dict(stored["info"]))
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
 

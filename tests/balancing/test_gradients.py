@@ -53,7 +53,7 @@ def test_every_parameter_before_fusion_has_one_owner(
 
 def test_what_modalities_share_is_nobodys_own(make_model: Callable[..., EmotionModel]) -> None:
     model = make_model("graph=relational_gat", "graph.share_relations=true")
-    shared = model.graph.branches.branches["text"].layers["inter_speaker"].heads.scores.relation_table
+    shared = model.graph.branches.branches["text"].layers["inter_speaker"][0].heads.scores.relation_table
     assert not any(p is shared for modality in ("text", "audio", "visual") for p in own_parameters(model, modality))
 
 

@@ -22,6 +22,9 @@ VARIANTS = [
     ("graph=none",),
     ("graph=gcn",),
     ("graph=relational_gat",),
+    ("graph=gat",),
+    ("graph.layers=2", "graph.self_loops=false", "graph/cross_modal=attention"),
+    ("graph.future=0",),
     ("gate=sigmoid",),
     ("balancing=none",),
     ("balancing=fixed",),
@@ -137,24 +140,55 @@ def test_a_modality_of_another_name_works(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("denoiser=none",),
-        ("denoiser=recurrent", "denoiser.default.bidirectional=false", "denoiser.default.layers=2"),
+        ("model=amb_dsgdn",),
+        ("model=amb_dsgdn_released",),
+        ("model=redifu", "hyperparameters.heads=4"),
+        ("model=redifu_released", "hyperparameters.heads=4", "hyperparameters.fusion_heads=2"),
+        ("denoiser=differential", "graph/cross_modal=attention"),
+        ("denoiser=recurrent", "denoiser.default.bidirectional=false", "graph=gat"),
+        ("denoiser=none", "graph=gcn", "fusion=mutual_attention"),
     ],
     ids=" ".join,
 )
 def test_no_future_means_no_future(
-    make_model: Callable[..., EmotionModel],
-    make_batch: Callable[..., ConversationBatch],
-    overrides: tuple[str, ...],
+    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch], overrides: tuple[str, ...]
 ) -> None:
-    model = make_model(*overrides, "graph.future=0").eval()
     batch = make_batch(lengths=(12,))
-    before = model(batch).fused
+    models = [make_model(*overrides, "graph.future=0", f"model.causal={causal}").eval() for causal in ("null", "false")]
+    before = [model(batch).fused for model in models]
     for features in batch.features.values():
         features[8:] += 1.0
-    after = model(batch).fused
-    torch.testing.assert_close(after[:8], before[:8])
-    assert not torch.allclose(after[8:], before[8:])
+    after = [model(batch).fused for model in models]
+    torch.testing.assert_close(after[0][:8], before[0][:8])
+    assert not torch.allclose(after[0][8:], before[0][8:])
+    sees_the_future = "denoiser=none" not in overrides and "denoiser=recurrent" not in overrides
+    if sees_the_future:  # so that the mask is what makes the difference
+        assert not torch.allclose(after[1][:8], before[1][:8])
+
+
+@pytest.mark.parametrize("graph", ["differential", "relational_gat", "gat", "gcn"])
+def test_padding_leaves_every_graph_finite(
+    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch], graph: str
+) -> None:
+    model = make_model(f"graph={graph}", "model.pad_dialogues=true").eval()
+    assert model(make_batch(lengths=(1, 20))).fused.isfinite().all()
+
+
+@pytest.mark.parametrize("graph", ["differential", "relational_gat", "gat", "gcn"])
+def test_without_self_loops_nothing_but_neighbours_is_received(
+    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch], graph: str
+) -> None:
+    model = make_model(f"graph={graph}", "graph.self_loops=false", "denoiser=none").eval()
+    together = make_batch(lengths=(1, 6, 1))
+    alone = pick(together, [0])
+    assert model(together).fused.isfinite().all()
+    torch.testing.assert_close(model(together).fused[:1], model(alone).fused, atol=1e-5, rtol=1e-4)
+
+
+def test_layers_are_rounds_with_weights_of_their_own(make_model: Callable[..., EmotionModel]) -> None:
+    one, two = (make_model(f"graph.layers={layers}") for layers in (1, 2))
+    per_round = sum(p.numel() for p in one.graph.parameters())
+    assert sum(p.numel() for p in two.graph.parameters()) == 2 * per_round
 
 
 def test_context_reaches_the_prediction(

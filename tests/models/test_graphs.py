@@ -74,9 +74,10 @@ def test_differential_attention_equals_its_equations(batch: ConversationBatch, n
         torch.testing.assert_close(ours[:, head], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_relational_attention_equals_its_equations(batch: ConversationBatch) -> None:
+@pytest.mark.parametrize("relational", [True, False])
+def test_relational_attention_equals_its_equations(batch: ConversationBatch, relational: bool) -> None:
     torch.manual_seed(1)
-    layer = RelationalAttention(5, 8, heads=2, dropout=0.0)
+    layer = RelationalAttention(5, 8, heads=2, dropout=0.0, relational=relational)
     x_NI = torch.randn(18, 5)
     graph = inter_speaker(batch)
     ours = layer(x_NI, graph)
@@ -84,8 +85,9 @@ def test_relational_attention_equals_its_equations(batch: ConversationBatch) -> 
     scores = layer.scores
     for head in range(2):
         z_ND = x_NI @ layer.weight[head]
-        left, right, relation = scores.vector[head].split([8, 8, 10])
-        attention = attention_by_loops(z_ND, left, right, scores.relation_table[0] @ relation, neighbours)
+        left, right = scores.vector[head, :8], scores.vector[head, 8:16]
+        of_relation = scores.relation_table[0] @ scores.vector[head, 16:] if relational else torch.zeros(6)
+        attention = attention_by_loops(z_ND, left, right, of_relation, neighbours)
         rows = [
             sum(a * z_ND[j] for a, (j, _) in zip(attention[i], row, strict=True)) for i, row in enumerate(neighbours)
         ]
@@ -109,7 +111,8 @@ def test_gcn_equals_networkx_normalised_adjacency(batch: ConversationBatch) -> N
     [
         lambda: DiffRGCN(8, heads=2, dropout=0.2, output_depth=1, normalize=True),
         lambda: DiffRGCN(8, heads=3, dropout=0.2, output_depth=2, normalize=False),
-        lambda: RelationalGAT(8, heads=2, dropout=0.2),
+        lambda: RelationalGAT(8, heads=2, dropout=0.2, relational=True),
+        lambda: RelationalGAT(8, heads=2, dropout=0.2, relational=False),
         lambda: GCN(8, dropout=0.2),
     ],
 )

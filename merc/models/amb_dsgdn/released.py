@@ -15,7 +15,7 @@ def views(tensors: Mapping[str, Tensor], modalities: tuple[str, ...]) -> Iterato
     yield from common(tensors, modalities)
     for modality in modalities:
         for subgraph, suffix in SUBGRAPHS.items():
-            ours = f"graph.branches.branches.{modality}.layers.{subgraph}"
+            ours = f"graph.branches.branches.{modality}.layers.{subgraph}.0"
             yield from _graph(tensors, ours, f"gat{LETTERS[modality]}{suffix}")
     for modality in (m for m in modalities if m != "text"):
         theirs = f"{modality[0]}_{modality[0]}.transformer_inter.0"

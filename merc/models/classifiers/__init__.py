@@ -55,6 +55,11 @@ class WeightedLogits(nn.Module):
         super().__init__()
         if weights is not None and (missing := [m for m in modalities if m not in weights]):
             raise MercError(f"classifier.weights has no weight for {', '.join(missing)}: add classifier.weights.NAME=…")
+        if weights is not None and not any(weights[m] for m in modalities):
+            raise MercError(
+                f"classifier.weights are 0 for all modalities of the data ({', '.join(modalities)}): nothing would be "
+                "classified. Add classifier.weights.NAME=1 for one of them, or choose classifier=summed_logits."
+            )
         self.weights = {m: 1.0 if weights is None else weights[m] for m in modalities}
         self.heads = PerModality({m: head(hidden_dim, num_classes, dropout, activation) for m in modalities})
 

@@ -56,7 +56,7 @@ class DiffAttention(nn.Module):
         query, key = (x.unflatten(-1, (2 * self.heads, -1)).transpose(1, 2) for x in (query_BLD, key_BLD))
         value = value_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2).repeat(1, 2, 1, 1)
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=batch.mask[:, None, None, :], dropout_p=self.dropout if self.training else 0.0
+            query, key, value, attn_mask=batch.visible(batch.mask), dropout_p=self.dropout if self.training else 0.0
         )
         first_BHLV, second_BHLV = attended.chunk(2, dim=1)
         heads_BHLV = (1 - self.lambda_init) * self.norm(first_BHLV - self.coefficient() * second_BHLV)

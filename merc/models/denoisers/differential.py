@@ -78,7 +78,10 @@ class LocalDelta(nn.Module):
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        convolved_BDL = self.convolution(batch.pad(x_ND).transpose(1, 2))
+        x_BDL = batch.pad(x_ND).transpose(1, 2)
+        if batch.causal:  # the kernel's three rows end at the receiving one, instead of being centred on it
+            x_BDL = F.pad(x_BDL, (1, 0))[..., :-1]
+        convolved_BDL = self.convolution(x_BDL)
         local_ND = self.norm(batch.unpad(convolved_BDL.transpose(1, 2)))
         out_ND: Tensor = x_ND + self.alpha * self.gate(x_ND).sigmoid() * local_ND
         return out_ND
@@ -132,9 +135,10 @@ class ShiftedDifference(nn.Module):
         rows = torch.stack([query * self.scale, key, key[batch.previous], value], dim=1)
         heads_BLFHD = batch.pad(rows).unflatten(-1, (self.heads, self.width))
         query, key, shifted, value = heads_BLFHD.permute(2, 0, 3, 1, 4)
-        absent = ~batch.mask[:, None, None, :]
+        absent = ~batch.visible(batch.mask)
         first, second = (
-            (query @ keys.transpose(-1, -2)).masked_fill(absent, -1e9).softmax(-1) for keys in (key, shifted)
+            (query @ keys.transpose(-1, -2)).masked_fill(absent, torch.finfo(key.dtype).min).softmax(-1)
+            for keys in (key, shifted)
         )
         mixed_BHLD = (self.weight * self.dropout(first - second)) @ value
         out_ND: Tensor = self.output(batch.unpad(mixed_BHLD.transpose(1, 2).flatten(2)))

@@ -31,7 +31,7 @@ class DialogueAttention(nn.Module):
         qkv_BLD = batch.pad(self.query_key_value(x_ND))
         query, key, value = qkv_BLD.unflatten(-1, (3, -1, self.head_width)).permute(2, 0, 3, 1, 4)
         attended_BHLD = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=batch.mask[:, None, None, :], dropout_p=self.dropout if self.training else 0.0
+            query, key, value, attn_mask=batch.visible(batch.mask), dropout_p=self.dropout if self.training else 0.0
         )
         out_ND: Tensor = self.output(batch.unpad(attended_BHLD.transpose(1, 2).flatten(2)))
         return out_ND

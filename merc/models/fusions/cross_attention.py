@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
             query,
             key,
             value,
-            attn_mask=batch.occupied[:, None, None, :],
+            attn_mask=batch.visible(batch.occupied),
             dropout_p=self.dropout.p if self.training else 0.0,
         )
         out_ND: Tensor = self.dropout(self.output(batch.unpad(attended_BHLD.transpose(1, 2).flatten(2))))

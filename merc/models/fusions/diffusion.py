@@ -34,7 +34,7 @@ class Affinity(nn.Module):
         parts = torch.cat([self.query_key(x_ND), values_ND], dim=-1)
         query, key, value = batch.pad(parts).unflatten(-1, (3, self.heads, self.width)).permute(2, 0, 3, 1, 4)
         mixed_BHLD = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=batch.mask[:, None, None, :], dropout_p=self.dropout if self.training else 0.0
+            query, key, value, attn_mask=batch.visible(batch.mask), dropout_p=self.dropout if self.training else 0.0
         )
         return batch.unpad(mixed_BHLD.transpose(1, 2).flatten(2))
 
@@ -68,7 +68,8 @@ class GuidedDiffusion(nn.Module):
             )
         self.guide = guide
         others = [m for m in modalities if m != guide]
-        self.affinities = nn.ModuleDict({m: Affinity(hidden_dim, heads, dropout) for m in modalities})
+        # Without others there is nothing to diffuse, and the guide's affinity would never be used.
+        self.affinities = nn.ModuleDict({m: Affinity(hidden_dim, heads, dropout) for m in modalities if others})
         self.values = nn.ModuleDict({m: nn.Linear(hidden_dim, hidden_dim) for m in others})
         self.gates = nn.ModuleDict({m: nn.Linear(2 * hidden_dim, hidden_dim) for m in others})
         self.dropout = nn.Dropout(dropout)

@@ -25,7 +25,7 @@ class GCN(nn.Module):
         """(N, D) → (N, D)."""
         hood = graph.neighbourhood
         degree_N = hood.unblock(graph.connected.sum(-1))
-        scale_N = degree_N.rsqrt()
+        scale_N = degree_N.clamp_min(1).rsqrt()
         adjacency = graph.connected * hood.blocks(scale_N)[:, :, None] * hood.windows(scale_N)[:, None, :]
         mixed_ND = aggregate(adjacency[None], self.linear(self.dropout(x_ND))[:, None], graph).squeeze(1)
         out_ND: Tensor = self.norm(x_ND + self.dropout(torch.relu(mixed_ND)))

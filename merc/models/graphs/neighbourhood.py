@@ -88,12 +88,19 @@ class RelationGraph:
         batch: the dialogues.
         neighbourhood: the windows.
         relations: (G, S, K) int64 :class:`Relation` of every candidate to its receiving row; NONE where there is no
-            edge. Every utterance has at least the edge to itself; rows of padding have none.
+            edge. Rows of padding have no edge; every utterance has that to itself, unless there are no self-loops.
+        self_loops: whether there are.
     """
 
     batch: ConversationBatch
     neighbourhood: Neighbourhood
     relations: Tensor
+    self_loops: bool = True
+
+    @property
+    def has_isolated_rows(self) -> bool:
+        """Whether there may be rows without any edge."""
+        return not self.self_loops or self.batch.present is not None
 
     @cached_property
     def connected(self) -> Tensor:
@@ -138,13 +145,16 @@ def _equal(batch: ConversationBatch, hood: Neighbourhood, x_N: Tensor) -> Tensor
     return hood.blocks(receivers, fill=-1)[:, :, None] == hood.windows(sources, fill=-2)[:, None, :]
 
 
-def relation_graphs(batch: ConversationBatch, past: int, future: int) -> dict[str, RelationGraph]:
+def relation_graphs(
+    batch: ConversationBatch, past: int, future: int, self_loops: bool = True
+) -> dict[str, RelationGraph]:
     """The inter- and the intra-speaker graph of a batch (AMB-DSGDN Eq. 7-8).
 
     Args:
         batch: the dialogues.
         past: an utterance receives from at most this many utterances before it.
         future: and after it.
+        self_loops: and from itself.
     """
     hood = Neighbourhood.of(batch, past, future)
     inside, distance = window_mask(batch, hood)
@@ -152,8 +162,8 @@ def relation_graphs(batch: ConversationBatch, past: int, future: int) -> dict[st
 
     def relate(edges: Tensor, before: Relation, after: Relation) -> RelationGraph:
         relations = torch.where(distance < 0, int(before), int(after)).masked_fill(~edges, Relation.NONE)
-        relations = relations.masked_fill(inside & (distance == 0), Relation.SELF)
-        return RelationGraph(batch, hood, relations)
+        relations = relations.masked_fill(inside & (distance == 0), Relation.SELF if self_loops else Relation.NONE)
+        return RelationGraph(batch, hood, relations, self_loops)
 
     return {
         "inter_speaker": relate(inside & ~same, Relation.INTER_PAST, Relation.INTER_FUTURE),

@@ -28,28 +28,37 @@ class RelationalScores(nn.Module):
     Args:
         maps: M, maps computed side by side, each with its own vectors.
         dim: width of the rows that each map scores.
-        tables: number of relation tables R (6 × 10); map i reads table i·tables/M.
+        tables: number of relation tables R (6 × 10); map i reads table i·tables/M. 0: relations do not matter.
         split: draw a_left, a_right and a_rel as separate layers; False: as one layer on all three inputs.
     """
 
     def __init__(self, maps: int, dim: int, tables: int, split: bool) -> None:
         super().__init__()
-        self.parts = (dim, dim, RELATION_DIM)
+        self.parts = (dim, dim, RELATION_DIM) if tables else (dim, dim)
         drawn = self.parts if split else (sum(self.parts),)
         self.vector = nn.Parameter(torch.cat([xavier(maps, part, fan=part + 1) for part in drawn], dim=1))
-        self.relation_table = nn.Parameter(torch.randn(tables, len(Relation), RELATION_DIM))
+        self.relation_table = nn.Parameter(torch.randn(tables, len(Relation), RELATION_DIM)) if tables else None
 
     def forward(self, z_NMD: Tensor, graph: RelationGraph) -> Tensor:
         """(N, M, D) rows of each map → (M, G, S, K) attention; 0 where there is no edge."""
         hood = graph.neighbourhood
-        left_MD, right_MD, relation_MR = self.vector.split(self.parts, dim=1)
+        left_MD, right_MD, *relation = self.vector.split(self.parts, dim=1)
         left = hood.blocks((z_NMD * left_MD).sum(-1)).permute(2, 0, 1)[..., None]
         right = hood.windows((z_NMD * right_MD).sum(-1)).permute(2, 0, 1)[:, :, None, :]
-        tables = self.relation_table.repeat_interleave(len(relation_MR) // len(self.relation_table), 0)
-        per_relation_M6 = (tables @ relation_MR[..., None]).squeeze(-1)
-        relation = (graph.one_hot.flatten(0, 2) @ per_relation_M6.T).T.unflatten(1, graph.relations.shape)
-        scores = F.leaky_relu(left + right + relation, 0.2)
-        return scores.masked_fill(~graph.connected, torch.finfo(scores.dtype).min).softmax(-1)
+        scores = left + right
+        if self.relation_table is not None:
+            scores = scores + self._relation_scores(self.relation_table, relation[0], graph)
+        scores = F.leaky_relu(scores, 0.2).masked_fill(~graph.connected, torch.finfo(scores.dtype).min)
+        attention = scores.softmax(-1)
+        # Only where a row has no edge at all does the softmax leave anything there.
+        return attention * graph.connected if graph.has_isolated_rows else attention
+
+    @staticmethod
+    def _relation_scores(tables: Tensor, vectors_MR: Tensor, graph: RelationGraph) -> Tensor:
+        """(M, G, S, K): the score of each candidate's relation."""
+        of_maps = tables.repeat_interleave(len(vectors_MR) // len(tables), 0)
+        per_relation_M6 = (of_maps @ vectors_MR[..., None]).squeeze(-1)
+        return (graph.one_hot.flatten(0, 2) @ per_relation_M6.T).T.unflatten(1, graph.relations.shape)
 
 
 def aggregate(attention: Tensor, values_NHD: Tensor, graph: RelationGraph) -> Tensor:

@@ -1,4 +1,4 @@
-"""Relational graph attention: the additive attention of DiffRGCN without the difference."""
+"""Graph attention, with and without relations: the additive attention of DiffRGCN without the difference."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,19 +8,20 @@ from merc.models.graphs.relational import GraphBlock, HeadNorm, RelationalScores
 
 
 class RelationalAttention(nn.Module):
-    """Graph attention heads (Veličković et al., 2018) with a score per relation.
+    """Graph attention heads (Veličković et al., 2018), with a score per relation or without.
 
     Args:
         in_dim: width of the input rows.
         out_dim: D, width of a head's rows.
         heads: H.
         dropout: of the attention map.
+        relational: whether the relation of an edge counts.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, in_dim: int, out_dim: int, heads: int, dropout: float, relational: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(xavier(heads, in_dim, out_dim, fan=in_dim + out_dim))
-        self.scores = RelationalScores(heads, out_dim, tables=1, split=False)
+        self.scores = RelationalScores(heads, out_dim, tables=int(relational), split=False)
         self.dropout = nn.Dropout(dropout)
         self.norm = HeadNorm(heads, out_dim)
 
@@ -32,18 +33,19 @@ class RelationalAttention(nn.Module):
 
 
 class RelationalGAT(GraphBlock):
-    """The plain counterpart of DiffRGCN, for its ablation (AMB-DSGDN Table 8).
+    """Graph attention in the block of DiffRGCN: ReDiFu's relational one, or the plain one of AMB-DSGDN's Table 8.
 
     Args:
         hidden_dim: D.
         heads: attention heads of the first layer.
         dropout: of the input, the attention and between the layers.
+        relational: whether the relation of an edge counts.
     """
 
-    def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, heads: int, dropout: float, relational: bool) -> None:
         super().__init__(
-            heads=RelationalAttention(hidden_dim, hidden_dim, heads, dropout),
-            output=RelationalAttention(heads * hidden_dim, hidden_dim, 1, dropout),
+            heads=RelationalAttention(hidden_dim, hidden_dim, heads, dropout, relational),
+            output=RelationalAttention(heads * hidden_dim, hidden_dim, 1, dropout, relational),
             hidden_dim=hidden_dim,
             dropout=dropout,
         )

@@ -13,7 +13,7 @@ def views(tensors: Mapping[str, Tensor], modalities: tuple[str, ...]) -> Iterato
     """Released name and view of our tensor, for every tensor of a released checkpoint."""
     yield from common(tensors, modalities)
     for subgraph, theirs in SUBGRAPHS.items():
-        yield from _graph(tensors, f"graph.branches.branches.text.layers.{subgraph}", theirs)
+        yield from _graph(tensors, f"graph.branches.branches.text.layers.{subgraph}.0", theirs)
     for modality in (m for m in modalities if m != "text"):
         yield from _encoder(tensors, f"denoiser.branches.{modality}", f"{modality[0]}_{modality[0]}")
     for modality in modalities:
@@ -38,7 +38,7 @@ def _attention(tensors: Mapping[str, Tensor], ours: str, theirs: str, head: int)
     yield f"{theirs}.relation_embedding.weight", tensors[RELATION_TABLE][0]
 
 
-RELATION_TABLE = "graph.branches.branches.text.layers.inter_speaker.heads.scores.relation_table"
+RELATION_TABLE = "graph.branches.branches.text.layers.inter_speaker.0.heads.scores.relation_table"
 
 
 def _encoder(tensors: Mapping[str, Tensor], ours: str, theirs: str) -> Iterator[View]:
