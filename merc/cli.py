@@ -17,7 +17,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from merc.config import CONFIG_MODULE, compose, expand_choices
+from merc.config import CONFIG_MODULE, compose, expand_choices, modules_of, typed
+from merc.data.conversation import MODALITIES
 from merc.errors import MercError, nearest
 
 INTERRUPTED = 130
@@ -119,8 +120,8 @@ def _explain(error: Exception, config_name: str) -> str | None:
         options = _offered(error.options)
         return f"'{choice}' is no choice of '{group}' ({', '.join(options)}).{nearest(choice, options)}"
     if unknown := re.search(r"Could not (?:override|delete(?: from config\.)?) '([^']+)'", text):
-        key = unknown.group(1)
-        hint = nearest(key, _valid_keys(key, config_name))
+        key = typed(unknown.group(1))
+        hint = nearest(key, _valid_keys(unknown.group(1), config_name))
         return f"The configuration has no key '{key}'.{hint} --cfg job prints every key."
     if mandatory := re.search(r"You must specify '([^']+)'", text):
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
@@ -137,7 +138,8 @@ def _valid_keys(unknown: str, config_name: str) -> list[str]:
     except (HydraException, OmegaConfBaseException):
         config = compose([], config_name)
     groups = [entry.name for entry in files(CONFIG_MODULE).iterdir() if entry.is_dir()]
-    return [*groups, *_dotted(OmegaConf.to_container(config))]
+    own_choices = [f"{stage}.{name}" for stage in groups if modules_of(stage) for name in (*MODALITIES, "default")]
+    return [*groups, *own_choices, *_dotted(OmegaConf.to_container(config))]
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
@@ -194,14 +196,15 @@ def _refuse_other_kinds(cfg: DictConfig, defaults: DictConfig, keys: Iterable[st
     """Refuse a value that is no number, switch or list where the default is one."""
     for key in keys:
         default, value = OmegaConf.select(defaults, key), OmegaConf.select(cfg, key)
-        kind = next((kind for kind, types in _KINDS.items() if isinstance(default, types)), None)
+        kind = next((kind for kind, types in _KINDS.items() if type(default) in types), None)
         # Lightning takes several kinds of value for one argument, and checks them itself.
-        if kind is not None and not isinstance(value, _KINDS[kind]) and not key.startswith("trainer."):
+        if kind is not None and type(value) not in _KINDS[kind] and not key.startswith("trainer."):
             raise MercError(f"{key}={value} is not {kind}, which is needed there. The default is {key}={default}.")
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "true or false": (bool,),
-    "a number": (int, float),
+    "a whole number": (int,),
+    "a number": (float, int),
     "a list [a,b]": (ListConfig,),
 }

@@ -40,12 +40,17 @@ def _expand_choice(override: str) -> str:
     if short is None:
         return override
     plus, stage, modality, names = short.groups()
-    folder = files(CONFIG_MODULE) / stage / "module"
-    offered = {entry.name.removesuffix(".yaml") for entry in folder.iterdir()} if folder.is_dir() else set()
+    offered = modules_of(stage)
     # Under the name of a modality nothing but a choice can stand, maybe one of the user's own.
     if not offered or (modality not in (*MODALITIES, "default") and not offered.issuperset(names.split(","))):
         return override
     return f"{plus}{stage}/module@{stage}.{modality}={names}"
+
+
+def modules_of(stage: str) -> set[str]:
+    """The modules that can be chosen for one modality of a stage; none for what is no such stage."""
+    folder = files(CONFIG_MODULE) / stage / "module"
+    return {entry.name.removesuffix(".yaml") for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> DictConfig:
@@ -113,8 +118,8 @@ def locate(node: Mapping[str, Any], plugins: Sequence[str] = ()) -> Callable[...
         found = get_class(target) if target.rsplit(".", 1)[-1][:1].isupper() else get_method(target)
     except Exception as error:
         raise MercError(f"The configuration names '{target}', which cannot be imported: {error}") from error
-    if not (inspect.isclass(found) or inspect.isfunction(found) or inspect.isbuiltin(found)):
-        raise MercError(f"The configuration names '{target}', which is neither a class nor a function.")
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise MercError(f"The configuration names '{target}', which is neither a class nor a function of Python.")
     _refuse_untrusted(target, f"{found.__module__}.{found.__qualname__}", plugins)
     return found
 

@@ -1,27 +1,37 @@
-"""``python -m merc.evaluate``: the scores of a checkpoint on a corpus."""
+"""``python -m merc.evaluate``: the scores of a checkpoint on a corpus.
 
+A checkpoint of merc knows its model and the data that it was trained on: same splits, same features. What the command
+says about the data wins, what it says about the model is refused. A released state dict knows nothing: there the
+configuration of the command says everything.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from merc import cli
-from merc.config import instantiate, plain
+from merc.config import check_plugins, instantiate, plain
 from merc.data.conversation import SPLITS, CorpusInfo
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError, nearest
 from merc.files import write_json
 from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, load_checkpoint
 from merc.models.released import load_released
+from merc.ranges import refuse_out_of_range
 from merc.reporting.history import REPORTED
 from merc.reporting.predictions import predict, write_predictions
 from merc.reporting.quiet import quiet_lightning
 from merc.reporting.tables import class_table, scores_line, show
 from merc.train import build_trainer
+
+READ = ("ckpt", "split", "out", "data", "trainer", "plugins")
+"""Keys that scoring a checkpoint of merc reads."""
 
 RELEASED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -32,31 +42,40 @@ def main() -> None:
 
 
 def _command(cfg: DictConfig) -> None:
-    if not any(override.startswith("data=") for override in HydraConfig.get().overrides.task):
+    overrides = HydraConfig.get().overrides.task
+    if not any(override.startswith("data=") for override in overrides):
         raise MercError(
             "Say on which corpus to evaluate: data=meld, data=iemocap, data=custom, data=synthetic_meld, …."
         )
-    evaluate(cfg)
+    evaluate(cfg, overrides)
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
+def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Score a checkpoint on one split, print the scores and, if ``out`` names a folder, write them there.
 
     Args:
         cfg: the composed configuration, see conf/evaluate.yaml.
+        overrides: what the command says, ``key=value``. Of a checkpoint's own data only what stands here is taken from
+            ``cfg``.
 
     Returns:
         What is written to ``out``/metrics.json: ``ckpt``, ``split``, ``loss`` and the scores of a run's metrics.json.
 
     Raises:
-        MercError: the checkpoint cannot be read, or does not fit the data.
+        MercError: the checkpoint cannot be read or does not fit the data, the split is not what it was in training,
+            or an override is without effect.
     """
     quiet_lightning()
     config = plain(cfg)
     ckpt, split = Path(config["ckpt"]), config["split"]
     if split not in SPLITS:
         raise MercError(f"split={split} is none of {', '.join(SPLITS)}.{nearest(str(split), SPLITS)}")
-    module_without_data = _own_module(ckpt)
+    refuse_out_of_range(config)
+    check_plugins(config["plugins"])
+    module_without_data = _own_module(ckpt, config["plugins"])
+    if module_without_data is not None:
+        _refuse_unread(overrides)
+        config["data"] = _data_of(module_without_data.config, config, split, overrides)
     data: ConversationDataModule = instantiate(config["data"], config["plugins"])
     data.setup()
     if split not in data.parts:
@@ -83,13 +102,54 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def _own_module(ckpt: Path) -> EmotionRecognition | None:
+def _own_module(ckpt: Path, plugins: Sequence[str]) -> EmotionRecognition | None:
     """The module of a checkpoint of merc; None for a state dict of another program."""
     if ckpt.suffix == ".safetensors":
         return None
     if CHECKPOINT_KEY not in load_checkpoint(ckpt) and ckpt.suffix in RELEASED_SUFFIXES:
         return None
-    return EmotionRecognition.from_checkpoint(ckpt)
+    return EmotionRecognition.from_checkpoint(ckpt, plugins)
+
+
+def _refuse_unread(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if override.lstrip("+").split("=")[0].split(".")[0] not in READ:
+            raise MercError(
+                f"{override} is without effect: the checkpoint says what the model is and which data it was trained on. "
+                f"Leave it out; only {', '.join(READ)} and the keys below them count here."
+            )
+
+
+def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], split: str, overrides: Sequence[str]) -> Any:
+    """The settings of the data: those of training, except what the command says; with other data, the command's."""
+    if _source(trained) != _source(config):
+        return config["data"]
+    data, command = OmegaConf.create({"data": trained["data"]}), OmegaConf.create(dict(config))
+    for key in (override.lstrip("+").split("=")[0] for override in overrides):
+        if key.startswith("data."):
+            OmegaConf.update(data, key, OmegaConf.select(command, key), force_add=True)
+    settings = plain(data)["data"]
+    if split == "validation" and (_validation(trained["data"]) != _validation(settings)):
+        raise MercError(
+            "These validation dialogues are not those of training, where some of them were training data: it had "
+            f"{_described(trained['data'])}, the command says {_described(settings)}. Leave these keys out, or evaluate "
+            "split=test."
+        )
+    return settings
+
+
+def _source(config: Mapping[str, Any]) -> tuple[str, Any]:
+    return config["data"]["_target_"], config["corpus"]["name"]
+
+
+def _validation(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides which dialogues are validation."""
+    drawn = data["validation_fraction"]
+    return data["split"], drawn, drawn and data["seed"]
+
+
+def _described(data: Mapping[str, Any]) -> str:
+    return " ".join(f"data.{key}={data[key]}" for key in ("split", "validation_fraction", "seed"))
 
 
 def _released_module(ckpt: Path, config: dict[str, Any], info: CorpusInfo) -> EmotionRecognition:

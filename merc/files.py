@@ -53,6 +53,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def discard_temporaries(target: Path) -> None:
+    """Delete what processes that were killed inside :func:`atomic_file` left beside ``target``."""
+    for leftover in target.parent.glob(f".{target.name}.*"):
+        leftover.unlink()
+
+
 @contextmanager
 def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``target``; on success it becomes ``target``.

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from merc import cli
 from merc.balancing import build_policy
 from merc.combinations import refuse_contradictions
-from merc.config import instantiate, plain
+from merc.config import check_plugins, instantiate, plain
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError
 from merc.files import write_json
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
+from merc.ranges import refuse_out_of_range
 from merc.reporting.environment import describe_environment
 from merc.reporting.history import summarize
 from merc.reporting.loggers import log_closing, open_logger
@@ -32,6 +33,10 @@ from merc.reporting.recorder import Recorder
 from merc.reporting.run_folder import RunFolder, claim, default_path
 from merc.reporting.tables import closing_tables, show
 from merc.resuming import AtomicCheckpoints, EpochSeeds, seed_everything
+
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""Those that leave the batches as they are; Lightning also takes them without what follows the hyphen."""
 
 
 def main() -> None:
@@ -55,15 +60,18 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     quiet_lightning()
     config = plain(cfg)
     refuse_contradictions(config)
+    refuse_out_of_range(config)
+    check_plugins(config["plugins"])
     name = _name(cfg)
     folder = RunFolder(Path(cfg.run_dir) if cfg.run_dir else default_path(cfg, name))
+    group = name if cfg.run_dir else folder.path.parent.name
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        _fit(config, folder, group=name)
+        _fit(config, folder, group)
         return {}
     with claim(folder, config, resume=cfg.resume, overwrite=cfg.overwrite):
         if not folder.finished:
             write_json(folder.environment, describe_environment())
-            _fit(config, folder, group=name)
+            _fit(config, folder, group)
     metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
     show(closing_tables(metrics, folder.path))
     return metrics
@@ -120,6 +128,9 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     epochs = settings["max_epochs"]
     if not isinstance(epochs, int) or epochs < 1:
         raise MercError(f"trainer.max_epochs={epochs} is no number of epochs. Choose 1 or more.")
+    precision = str(settings.get("precision") or PRECISIONS[0])
+    if precision not in (*PRECISIONS, *(name.split("-")[0] for name in PRECISIONS)):
+        raise MercError(f"trainer.precision={precision} is none of {', '.join(PRECISIONS)}.")
     own = {
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -143,6 +154,8 @@ def _run(trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataM
             ckpt_path=checkpoint,
             weights_only=True,
         )
+    except MisconfigurationException as error:
+        raise MercError(f"Lightning refuses the run: {error} Look at the keys under trainer.") from error
     except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
         raise KeyboardInterrupt("Stopped. The same command with resume=true goes on from the last epoch.") from stop
     except torch.OutOfMemoryError as error:
@@ -171,6 +184,8 @@ def _close(
 ) -> None:
     """Write metrics.json and the predictions of the selected epoch, of the last one without a validation split."""
     folder = recorder.folder
+    # Once more: a run that was killed behind its last checkpoint has no other occasion.
+    recorder.write_history(trainer)
     metrics = summarize(recorder.history)
     checkpoint = folder.selected if "selected" in metrics else folder.last
     module.load_state_dict(load_checkpoint(checkpoint)["state_dict"])

@@ -74,8 +74,7 @@ def self_contained(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _part(node: Mapping[str, Any], plugins: Sequence[str], **arguments: Any) -> nn.Module:
     # A configuration may come from the checkpoint of somebody else: nothing but modules is built from it.
-    part: nn.Module = instantiate(node, plugins, nn.Module, **arguments)
-    return part
+    return instantiate(node, plugins, nn.Module, **arguments)
 
 
 def _optional(node: Mapping[str, Any] | None, plugins: Sequence[str], **arguments: Any) -> nn.Module | None:

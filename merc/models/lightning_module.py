@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -108,7 +109,13 @@ class EmotionRecognition(L.LightningModule):
         optimizer = instantiate(self.config["optimizer"], plugins, params=trainable)
         if self.config["scheduler"]["_target_"] is None:
             return optimizer
-        return [optimizer], [instantiate(self.config["scheduler"], plugins, optimizer=optimizer)]
+        scheduler = instantiate(self.config["scheduler"], plugins, optimizer=optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise MercError(
+                "ReduceLROnPlateau follows a score of the run, which a scheduler does not get here. Choose one that "
+                "follows the epochs, such as scheduler=cosine."
+            )
+        return [optimizer], [scheduler]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store, as plain containers, what rebuilds the model."""

@@ -67,8 +67,12 @@ class Recorder(Checkpoint):
             trainer.save_checkpoint(self.folder.selected, weights_only=True)
         trainer.save_checkpoint(self.folder.last, weights_only=False)
         if trainer.is_global_zero:
-            write_text(self.folder.history, to_csv(self.history))
-            self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs)
+            self.write_history(trainer)
+
+    def write_history(self, trainer: L.Trainer) -> None:
+        """Write metrics.csv and how far the run is."""
+        write_text(self.folder.history, to_csv(self.history))
+        self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs)
 
 
 def _refuse_divergence(epoch: int, loss: float) -> None:

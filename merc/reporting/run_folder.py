@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from merc.errors import MercError
-from merc.files import write_json, write_text
+from merc.files import discard_temporaries, write_json, write_text
 
 # How a run is run, not what it computes.
 _BESIDES_THE_EXPERIMENT = ("run_root", "run_dir", "resume", "overwrite", "logger")
@@ -72,6 +72,20 @@ class RunFolder:
     @property
     def selected(self) -> Path:
         return self.checkpoints / "selected.ckpt"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that merc writes here."""
+        return (
+            self.status,
+            self.config,
+            self.environment,
+            self.history,
+            self.metrics,
+            self.predictions,
+            self.last,
+            self.selected,
+        )
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json; empty when there is none."""
@@ -129,8 +143,9 @@ def claim(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, overwri
             return
         started = folder.read_status().get("started", _now())
         me = {"pid": os.getpid(), "host": socket.gethostname()}
-        write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        # The status comes first: it makes the folder a run folder, which the next command may clear or go on with.
         folder.update_status(state="running", error=None, started=started, ended=None, **me)
+        write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         try:
             yield
         except BaseException as error:
@@ -165,6 +180,8 @@ def _lock(folder: RunFolder) -> Iterator[None]:
 
 
 def _prepare(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    for file in folder.files:
+        discard_temporaries(file)
     strangers = [path.name for path in folder.path.iterdir() if path.name != ".lock"]
     if not strangers:
         return

@@ -118,6 +118,25 @@ def restored(module: EmotionRecognition, path: Path) -> EmotionRecognition:
     return EmotionRecognition.from_checkpoint(path)
 
 
+def check_works(config: dict[str, Any], batch: ConversationBatch, folder: Path, what: str) -> None:
+    """One training step with finite gradients, a checkpoint, and predictions that depend on the dialogue alone."""
+    module = trained(config, batch, folder)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{what}: no gradient on {name}"
+            assert parameter.grad.isfinite().all(), f"{what}: gradient of {name}"
+    with torch.no_grad():
+        together = module(batch)
+        assert together.fused.isfinite().all(), what
+        assert torch.equal(restored(module, folder / "last.ckpt")(batch).fused, together.fused), what
+        if config["model"]["pad_dialogues"]:  # then they depend on the others, by definition
+            return
+        for dialogue in range(len(batch.lengths)):
+            expected = together.fused[batch.dialogues == dialogue]
+            alone = module(picked(batch, dialogue)).fused
+            torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-4, msg=lambda m: f"{what}: {m}")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(num_workers|isinstance|log).*")
 def test_every_pair_of_alternatives_works(
@@ -129,19 +148,28 @@ def test_every_pair_of_alternatives_works(
     batch = make_batch(lengths=(5, 1, 12, 3))
     for row in rows:
         what = " ".join(f"{stage}={name}" for stage, name in zip(STAGES, row, strict=True))
-        module = trained(configure(row), batch, tmp_path)
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                assert parameter.grad is not None, f"{what}: no gradient on {name}"
-                assert parameter.grad.isfinite().all(), f"{what}: gradient of {name}"
-        with torch.no_grad():
-            together = module(batch)
-            assert together.fused.isfinite().all(), what
-            assert torch.equal(restored(module, tmp_path / "last.ckpt")(batch).fused, together.fused), what
-            for dialogue in range(4):
-                expected = together.fused[batch.dialogues == dialogue]
-                alone = module(picked(batch, dialogue)).fused
-                torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-4, msg=lambda m, w=what: f"{w}: {m}")
+        check_works(configure(row), batch, tmp_path, what)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*(num_workers|isinstance|log).*")
+@pytest.mark.parametrize("model", ["redifu", "redifu_released"])
+def test_every_alternative_works_with_the_other_method(
+    model: str, make_batch: Callable[..., ConversationBatch], tmp_path: Path
+) -> None:
+    base = [f"model={model}", "data=synthetic_meld", "hyperparameters.hidden_dim=16", "hyperparameters.window=3"]
+    base += ["hyperparameters.heads=4", "hyperparameters.fusion_heads=2", "graph.share_relations=false"]
+    batch = make_batch(lengths=(5, 1, 12, 3))
+    tried = 0
+    for stage, name in ((stage, name) for stage, names in CHOICES.items() for name in names):
+        config = plain(compose([*base, f"{stage}={name}"]))
+        try:
+            refuse_contradictions(config)
+        except MercError:
+            continue
+        check_works(config, batch, tmp_path, f"{model} {stage}={name}")
+        tried += 1
+    assert tried > 20
 
 
 def test_the_combinations_cover_every_pair_that_is_not_refused() -> None:

@@ -11,7 +11,7 @@ dialogues. Dialogue and utterance ids of the store:
 The pickle knows training and test dialogues; those of the corpus' validation split are taken out of the training ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from merc.data.completeness import EXAMPLES, Surplus
 from merc.data.conversation import Conversations
 from merc.data.corpora import CORPORA, Corpus
 from merc.data.sources import safe_pickle
@@ -125,10 +126,20 @@ class _Reader:
             conversations=conversations,
             absent={m: torch.zeros(len(rows), dtype=torch.bool) for m, rows in features.items()},
             columns={},
-            surplus=(),
+            surplus=tuple(self._surplus(dialogues)),
             files={str(self.path): sha256(self.path)},
             texts=tuple(str(text) for dialogue in dialogues for text in self._entry("sentences", dialogue)),
         )
+
+    def _surplus(self, dialogues: list[Any]) -> Iterator[Surplus]:
+        """Rows of dialogues that are neither training nor test dialogues."""
+        used = set(dialogues)
+        view = self.text_view if self.text_view in ROBERTA else ROBERTA[0]
+        for modality, item in {"text": view, "audio": "audio", "visual": "visual"}.items():
+            unused = [dialogue for dialogue in self.items[item] if dialogue not in used]
+            if unused:
+                rows = sum(len(self.items[item][dialogue]) for dialogue in unused)
+                yield Surplus(modality, str(self.path), rows, tuple(f"dialogue {name}" for name in unused[:EXAMPLES]))
 
     def _dialogues(self, split: str) -> list[Any]:
         ids = self.items[split]
