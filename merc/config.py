@@ -21,7 +21,7 @@ TRUSTED_PACKAGES = ("merc", "torch", "torchmetrics", "lightning")
 
 
 def typed(key: str) -> str:
-    """A key of Hydra's as the user typed it: ``denoiser/module@denoiser.text`` is the long form of ``denoiser.text``."""
+    """A key of Hydra's as the user typed it: ``denoiser/module@denoiser.text`` is long for ``denoiser.text``."""
     return re.sub(r"^(\w+)/module@\1\.", r"\1.", key)
 
 

@@ -75,7 +75,7 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     module_without_data = _own_module(ckpt, config["plugins"])
     if module_without_data is not None:
         _refuse_unread(overrides)
-        config["data"] = _data_of(module_without_data.config, config, split, overrides)
+        config["data"] = _data_of(module_without_data.config, config, overrides)
     data: ConversationDataModule = instantiate(config["data"], config["plugins"])
     data.setup()
     if split not in data.parts:
@@ -85,6 +85,8 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     else:
         module = module_without_data
         _refuse_other_data(module, config, data.info)
+        if split == "validation":
+            _refuse_training_dialogues(module.config, config)
     loader = data.loader(split)
     # The module keeps its scores under the names of the splits that training evaluates; any of them will do here.
     module.evaluation_splits = ("test",)
@@ -115,12 +117,12 @@ def _refuse_unread(overrides: Sequence[str]) -> None:
     for override in overrides:
         if override.lstrip("+").split("=")[0].split(".")[0] not in READ:
             raise MercError(
-                f"{override} is without effect: the checkpoint says what the model is and which data it was trained on. "
+                f"{override} is without effect: the checkpoint says what the model is and what it was trained on. "
                 f"Leave it out; only {', '.join(READ)} and the keys below them count here."
             )
 
 
-def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], split: str, overrides: Sequence[str]) -> Any:
+def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str]) -> Any:
     """The settings of the data: those of training, except what the command says; with other data, the command's."""
     if _source(trained) != _source(config):
         return config["data"]
@@ -128,18 +130,20 @@ def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], split: str, 
     for key in (override.lstrip("+").split("=")[0] for override in overrides):
         if key.startswith("data."):
             OmegaConf.update(data, key, OmegaConf.select(command, key), force_add=True)
-    settings = plain(data)["data"]
-    if split == "validation" and (_validation(trained["data"]) != _validation(settings)):
-        raise MercError(
-            "These validation dialogues are not those of training, where some of them were training data: it had "
-            f"{_described(trained['data'])}, the command says {_described(settings)}. Leave these keys out, or evaluate "
-            "split=test."
-        )
-    return settings
+    return plain(data)["data"]
 
 
 def _source(config: Mapping[str, Any]) -> tuple[str, Any]:
     return config["data"]["_target_"], config["corpus"]["name"]
+
+
+def _refuse_training_dialogues(trained: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    there, here = trained["data"], config["data"]
+    if _source(trained) == _source(config) and _validation(there) != _validation(here):
+        raise MercError(
+            "These validation dialogues are not those of training, where some of them were training data: it had "
+            f"{_described(there)}, the command says {_described(here)}. Leave these keys out, or evaluate split=test."
+        )
 
 
 def _validation(data: Mapping[str, Any]) -> tuple[Any, ...]:

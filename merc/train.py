@@ -34,7 +34,6 @@ from merc.reporting.run_folder import RunFolder, claim, default_path
 from merc.reporting.tables import closing_tables, show
 from merc.resuming import AtomicCheckpoints, EpochSeeds, seed_everything
 
-
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Those that leave the batches as they are; Lightning also takes them without what follows the hyphen."""
 

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 from hydra import initialize_config_dir, initialize_config_module
 from hydra.errors import MissingConfigException
+from torch import nn
 
 from merc.cli import offered_groups
-from merc.config import CONFIG_MODULE, choices, compose, expand_choices
+from merc.config import CONFIG_MODULE, check_plugins, choices, compose, expand_choices, instantiate, locate, typed
+from merc.errors import MercError
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_offered_are_the_choices_of_the_commands_groups_without_shared_files() -
     assert text.splitlines() == [
         "data: custom, iemocap, meld, synthetic_iemocap, synthetic_meld",
         "debug: fast",
-        "graph/module: differential, differential_released, gcn, none, relational_gat",
+        "graph/module: differential, differential_released, gat, gcn, none, relational_gat",
     ]
 
 
@@ -67,3 +70,44 @@ def test_offered_are_the_users_own_choices_too(tmp_path: Path) -> None:
     (tmp_path / "denoiser" / "own.yaml").touch()
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         assert offered_groups({"denoiser": "own", "graph": "none"}) == "denoiser: own"
+
+
+@pytest.mark.parametrize("key", ["denoiser.text", "graph.default"])
+def test_a_long_form_is_shown_as_the_user_typed_it(key: str) -> None:
+    (long,) = expand_choices([f"{key}=none"])
+    assert typed(long.removesuffix("=none")) == key
+    assert typed(key) == key
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("os.system", "lies outside"),
+        ("torch.os.system", "neither a class nor a function"),
+        ("torch.os.popen", r"\(os\.popen\), which lies outside"),
+        ("merc.config.find_spec", "lies outside"),
+        ("merc.files.Path", r"\(pathlib\.Path\), which lies outside.*plugins=\[pathlib\]"),
+        ("merc.config", "neither a class nor a function|cannot be imported"),
+        ("torch.nn.Nothing", "cannot be imported"),
+    ],
+)
+def test_only_what_trusted_packages_define_is_called(target: str, message: str) -> None:
+    with pytest.raises(MercError, match=message):
+        locate({"_target_": target})
+
+
+def test_what_is_shown_elsewhere_in_a_trusted_package_is_found() -> None:
+    assert locate({"_target_": "lightning.Trainer"}) is L.Trainer
+    assert locate({"_target_": "merc.files.Path"}, ["pathlib"]) is Path
+
+
+@pytest.mark.parametrize("target", ["torch.optim.Adam", "merc.files.write_text"])
+def test_only_the_kind_that_is_needed_is_built(target: str) -> None:
+    with pytest.raises(MercError, match="no Module"):
+        instantiate({"_target_": target}, (), nn.Module)
+
+
+@pytest.mark.parametrize("name", ["nope", "no package"])
+def test_a_plugin_that_python_does_not_find_is_refused(name: str) -> None:
+    with pytest.raises(MercError, match="Python finds no package"):
+        check_plugins([name])

@@ -35,7 +35,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def compose_evaluation(ckpt: Path, *overrides: str, data: tuple[str, ...] = DATA) -> dict[str, object]:
-    return evaluate(compose([*data, f"ckpt='{ckpt}'", *overrides], "evaluate"))
+    said = [*data, f"ckpt='{ckpt}'", *overrides]
+    return evaluate(compose(said, "evaluate"), said)
 
 
 def test_a_checkpoint_scores_as_in_its_run(trained: RunFolder, tmp_path: Path) -> None:
@@ -94,3 +95,88 @@ def test_missing_and_damaged_files_are_explained(tmp_path: Path, suffix: str, co
         path.write_bytes(content)
     with pytest.raises(MercError, match=str(path)):
         compose_evaluation(path)
+
+
+def trained_with(path: Path, *overrides: str) -> RunFolder:
+    train(compose([*SMALL, "trainer.max_epochs=1", f"run_dir={path}", *overrides]))
+    return RunFolder(path)
+
+
+@pytest.mark.parametrize("fraction", ["null", "0.3"])
+def test_the_data_are_those_of_training(tmp_path: Path, fraction: str) -> None:
+    folder = trained_with(
+        tmp_path / "run",
+        "seed=4",
+        f"data.validation_fraction={fraction}",
+        "data.signal.text=2.5",
+        "data.modalities=[text,audio]",
+        "data.standardize=zscore",
+    )
+    selected = json.loads(folder.metrics.read_text())["selected"]
+    # All that the command says: which corpus, where to compute, what is otherwise given for every run here.
+    metrics = compose_evaluation(folder.selected, "split=validation", data=("data=synthetic_meld", "trainer=cpu"))
+    assert metrics["weighted_f1"] == selected["validation_weighted_f1"]
+    metrics = compose_evaluation(folder.selected, data=("data=synthetic_meld", "trainer=cpu"))
+    assert metrics["per_class"] == selected["per_class"]
+
+
+def test_what_the_command_says_about_the_data_wins(trained: RunFolder) -> None:
+    smaller, same = compose_evaluation(trained.last, "data.size=0.02"), compose_evaluation(trained.last)
+    assert smaller["per_class"] != same["per_class"]
+
+
+@pytest.mark.parametrize(
+    ("training", "command", "message"),
+    [
+        ("data.split=merged", [], "no validation split"),
+        ("data.split=merged", ["data.split=official"], "some of them were training data"),
+        ("data.validation_fraction=0.3", ["data.validation_fraction=null"], "some of them were training data"),
+        ("data.validation_fraction=0.3", ["data.seed=1234"], "some of them were training data"),
+    ],
+)
+def test_training_data_are_not_scored_as_validation(
+    tmp_path: Path, training: str, command: list[str], message: str
+) -> None:
+    folder = trained_with(tmp_path / "run", training)
+    with pytest.raises(MercError, match=message):
+        compose_evaluation(folder.last, "split=validation", *command)
+    compose_evaluation(folder.last, "split=test", *command)
+
+
+@pytest.mark.parametrize("override", ["model=redifu", "denoiser=none", "resume=true", "seed=4", "logger=wandb"])
+def test_overrides_without_effect_are_refused(trained: RunFolder, override: str) -> None:
+    with pytest.raises(MercError, match=f"^{override} is without effect"):
+        compose_evaluation(trained.last, override)
+
+
+def altered(ckpt: Path, path: Path, target: str, plugins: list[str]) -> Path:
+    """The checkpoint with a gate of that name in its configuration."""
+    content = torch.load(ckpt, weights_only=True)
+    content["merc"]["config"] |= {"gate": {"default": {"_target_": target}}, "plugins": plugins}
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "target", ["torch.os.popen", "torch.os.system", "shutil.rmtree", "merc.files.write_text", "torch.load"]
+)
+def test_a_checkpoint_runs_no_code_of_its_choice(trained: RunFolder, tmp_path: Path, target: str) -> None:
+    ckpt = altered(trained.last, tmp_path / "evil.ckpt", target, ["os", "posix", "shutil"])
+    with pytest.raises(MercError, match="names '"):
+        compose_evaluation(ckpt)
+
+
+def test_a_checkpoint_trusts_the_commands_plugins_alone(
+    trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_parts.py").write_text("from merc.models.classifiers import WeightedLogits\n\n\n"
+                                           "class Own(WeightedLogits):\n    pass\n")  # fmt: skip
+    monkeypatch.syspath_prepend(tmp_path)
+    content = torch.load(trained.last, weights_only=True)
+    content["merc"]["config"]["classifier"]["_target_"] = "own_parts.Own"
+    content["merc"]["config"]["plugins"] = ["own_parts"]
+    torch.save(content, tmp_path / "own.ckpt")
+    with pytest.raises(MercError, match=r"plugins=\[own_parts\]"):
+        compose_evaluation(tmp_path / "own.ckpt")
+    expected = compose_evaluation(trained.last)["per_class"]
+    assert compose_evaluation(tmp_path / "own.ckpt", "plugins=[own_parts]")["per_class"] == expected

@@ -69,6 +69,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert outcome(RunFolder(tmp_path / "cut")) == outcome(RunFolder(tmp_path / "whole"))
 
 
+def test_a_run_that_was_cut_behind_its_last_checkpoint_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*SMALL, "trainer.max_epochs=2"]
+    train(compose([*overrides, f"run_dir={tmp_path / 'whole'}"]))
+    write: Callable[..., None] = Recorder.write_history
+
+    def cut(recorder: Recorder, trainer: Any) -> None:
+        if len(recorder.history) == 2:
+            raise PowerCutError
+        write(recorder, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "write_history", cut)
+        with pytest.raises(PowerCutError):
+            train(compose([*overrides, f"run_dir={tmp_path / 'cut'}"]))
+    train(compose([*overrides, f"run_dir={tmp_path / 'cut'}", "resume=true"]))
+    whole, resumed = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
+    assert outcome(resumed) == outcome(whole)
+    assert resumed.read_status()["epoch"] == whole.read_status()["epoch"] == 2
+
+
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     whole, killed = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "killed")

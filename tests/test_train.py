@@ -184,7 +184,12 @@ def test_a_finished_run_is_shown_again_on_resume(run: Train, capsys: pytest.Capt
     [
         (["hyperparameters.learning_rate=1e15"], "diverged"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
-        (["trainer.precision=11"], "Precision 11 is invalid"),
+        (["trainer.precision=11"], "trainer.precision=11 is none of 32-true, 16-mixed, bf16-mixed"),
+        (["trainer.precision=bf16-true"], "trainer.precision=bf16-true is none of 32-true, 16-mixed, bf16-mixed"),
+        (
+            ["~scheduler", "+scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"],
+            "scheduler=cosine",
+        ),
         (["data=meld", "data.store=nowhere"], "data=synthetic_meld needs none"),
     ],
 )
@@ -244,6 +249,23 @@ def test_two_processes_write_one_run_folder_and_count_every_utterance_once(tmp_p
     score = f1_score(test["label"].to_pylist(), test["prediction"].to_pylist(), average="weighted", zero_division=0)
     assert selected["weighted_f1"] == pytest.approx(score)
     assert len(rows_of(folder)) == 2
+
+
+def test_the_runs_of_a_logger_are_grouped_by_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[str] = []
+
+    def note(config: Any, folder: RunFolder, group: str) -> None:
+        groups.append(group)
+        raise MercError("That is enough.")
+
+    monkeypatch.setattr("merc.train.open_logger", note)
+    for overrides in (["seed=1"], ["seed=2"], ["seed=1", "balancing=none"], [f"run_dir={tmp_path / 'mine'}"]):
+        with pytest.raises(MercError, match="enough"):
+            train(compose([*SMALL, f"run_root={tmp_path}", *overrides]))
+    full, again, ablation, mine = groups
+    assert full == again != ablation
+    assert {path.name for path in tmp_path.iterdir()} == {full, ablation, "mine"}
+    assert mine == "meld"
 
 
 @pytest.mark.parametrize("key", ["denoiser=none", "graph=none", "balancing=none", "scheduler=cosine"])

@@ -43,10 +43,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class Surplus:
-    """Rows of a feature file that belong to no utterance.
+    """Rows of a feature file that belong to no utterance of any split.
 
     Attributes:
-        modality: name of the modality.
+        modality: name of the modality; ``all`` where a file holds every modality.
         file: the feature file.
         rows: how many.
         examples: ids of the first of them.
@@ -98,7 +98,7 @@ class Completeness:
             missing.add_row(gap.modality, gap.split, *(f"{count:,}" for count in counts))
         details = [line for gap in self.gaps for line in _details(gap)]
         unused = [
-            f"Not used: {left.rows:,} rows of {left.file} that belong to no utterance: "
+            f"Not used: {left.rows:,} rows of {left.file} that belong to no utterance of any split: "
             f"{_shortened(left.examples, left.rows)}"
             for left in self.surplus
         ]

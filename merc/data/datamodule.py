@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from merc.data.conversation import MODALITIES, Conversations, CorpusInfo
 from merc.data.corpora import CORPORA, IEMOCAP, MELD, Corpus
 from merc.data.store import read_store
-from merc.data.synthetic import CONTAGION, INERTIA, SIGNAL, generate
+from merc.data.synthetic import generate
 from merc.errors import MercError, nearest
 
 SPLIT_RULES = ("official", "merged")
@@ -275,7 +275,7 @@ class SyntheticDataModule(ConversationDataModule):
     Args:
         imitate: name of the corpus, a key of :data:`merc.data.corpora.CORPORA`.
         size: share of the published number of dialogues.
-        dims: modality → feature dimension D_m; None: the published ones.
+        dims: modality → feature dimension D_m.
         signal: modality → how clearly it shows the emotion.
         inertia: probability that a speaker keeps their emotion.
         contagion: probability that the last other speaker's emotion is taken over.
@@ -291,17 +291,17 @@ class SyntheticDataModule(ConversationDataModule):
     def __init__(
         self,
         imitate: str,
-        size: float = 1.0,
-        dims: Mapping[str, int] | None = None,
-        signal: Mapping[str, float] = SIGNAL,
-        inertia: float = INERTIA,
-        contagion: float = CONTAGION,
+        size: float,
+        dims: Mapping[str, int],
+        signal: Mapping[str, float],
+        inertia: float,
+        contagion: float,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
         self.corpus = CORPORA[_choice("data.imitate", imitate, tuple(CORPORA))]
         self.size = size
-        self.dims = dict(self.corpus.dims if dims is None else dims)
+        self.dims = dict(dims)
         self.signal = signal
         self.inertia = inertia
         self.contagion = contagion

@@ -94,10 +94,7 @@ def _per_modality(node: Mapping[str, Any], modalities: Sequence[str], plugins: S
 def _graphs(node: Mapping[str, Any], modalities: Sequence[str], plugins: Sequence[str]) -> SpeakerGraphs:
     return SpeakerGraphs(
         layers={
-            m: {
-                subgraph: [_part(choice, plugins) for _ in range(node["layers"])]
-                for subgraph in node["subgraphs"]
-            }
+            m: {subgraph: [_part(choice, plugins) for _ in range(node["layers"])] for subgraph in node["subgraphs"]}
             for m, choice in _choices(node, modalities).items()
         },
         past=node["past"],

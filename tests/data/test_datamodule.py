@@ -21,7 +21,7 @@ from merc.data.datamodule import (
     SyntheticDataModule,
 )
 from merc.data.store import write_store
-from merc.data.synthetic import generate
+from merc.data.synthetic import CONTAGION, INERTIA, SIGNAL, generate
 from merc.errors import MercError
 
 DIMS = {"text": 6, "audio": 4, "visual": 3}
@@ -44,6 +44,7 @@ def meld() -> Conversations:
 
 def synthetic(imitate: str = "meld", **arguments: Any) -> SyntheticDataModule:
     small: dict[str, Any] = {"size": 0.02, "dims": DIMS, "seed": 1, "batch_size": 4}
+    small |= {"signal": SIGNAL, "inertia": INERTIA, "contagion": CONTAGION}
     data = SyntheticDataModule(imitate, **small | arguments)
     data.setup()
     return data

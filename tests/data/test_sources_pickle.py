@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from merc.data.completeness import Surplus
 from merc.data.corpora import MELD
 from merc.data.sources import PublishedPickle, safe_pickle
 from merc.errors import MercError
@@ -75,6 +76,16 @@ def test_meld(tmp_path: Path) -> None:
         assert np.array_equal(got.features[modality].numpy(), expected)
     assert extract.texts is not None
     assert extract.texts[1] == "sentence 1039 0"
+
+
+def test_dialogues_of_no_split_are_reported(tmp_path: Path) -> None:
+    items = meld_items()
+    path = dump(tmp_path / "m.pkl", tuple(items))
+    assert PublishedPickle(path, "meld").read().surplus == ()
+    items[10].remove(0)
+    extract = PublishedPickle(dump(tmp_path / "m.pkl", tuple(items)), "meld").read()
+    assert "0" not in extract.conversations.dialogue_ids
+    assert extract.surplus == (Surplus("all", path, 3, ("dia0_utt0", "dia0_utt1", "dia0_utt2")),)
 
 
 def test_iemocap(tmp_path: Path) -> None:

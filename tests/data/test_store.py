@@ -223,7 +223,7 @@ def test_description(tmp_path: Path) -> None:
         "text train 2 1 1 3",
         "No row, text, train: u0",
         "NaN, text, train: pitch 3",
-        "12 rows of a.csv that belong to no utterance: x, y …",
+        "12 rows of a.csv that belong to no utterance of any split: x, y …",
         "a.csv sha256 00",
     ):
         assert expected in words

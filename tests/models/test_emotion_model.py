@@ -146,7 +146,7 @@ def test_a_modality_of_another_name_works(
         ("model=redifu_released", "hyperparameters.heads=4", "hyperparameters.fusion_heads=2"),
         ("denoiser=differential", "graph/cross_modal=attention"),
         ("denoiser=recurrent", "denoiser.default.bidirectional=false", "graph=gat"),
-        ("denoiser=none", "graph=gcn", "fusion=mutual_attention"),
+        ("denoiser=none", "graph=gcn", "fusion=cross_attention"),
     ],
     ids=" ".join,
 )

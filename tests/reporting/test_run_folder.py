@@ -10,6 +10,7 @@ import pytest
 
 from merc.config import compose
 from merc.errors import MercError
+from merc.reporting import run_folder
 from merc.reporting.run_folder import RunFolder, claim, default_path
 
 CONFIG = {"seed": 1, "optimizer": {"lr": 0.1}, "resume": False}
@@ -118,6 +119,45 @@ def test_a_killed_run_lets_others_in(folder: RunFolder) -> None:
     with claim(folder, CONFIG, resume=True, overwrite=False):
         pass
     assert folder.finished
+
+
+@pytest.mark.parametrize("writer", ["write_text", "write_json"])
+@pytest.mark.parametrize("moment", ["before", "inside", "behind"])
+def test_a_run_that_was_killed_while_it_claimed_its_folder_is_started_afresh(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, writer: str, moment: str
+) -> None:
+    write = getattr(run_folder, writer)
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(target: Path, content: object) -> None:
+        if moment == "behind":
+            write(target, content)
+        if moment == "inside":
+            (target.parent / f".{target.name}.x1y2z3").touch()
+        # A process that is killed runs no handler, which would write to its status.
+        monkeypatch.setattr(RunFolder, "update_status", lambda *_, **__: None)
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, writer, killed)
+        with pytest.raises(KilledError), claim(folder, CONFIG, resume=True, overwrite=False):
+            pass
+    monkeypatch.undo()
+    with claim(folder, CONFIG, resume=True, overwrite=False):
+        assert {path.name for path in folder.path.iterdir()} == {".lock", "config.yaml", "status.json"}
+
+
+def test_leftover_temporaries_are_deleted_and_other_files_are_not(folder: RunFolder) -> None:
+    leave_unfinished(folder, checkpoint=True)
+    leftovers = [folder.path / ".metrics.csv.abc", folder.checkpoints / ".last.ckpt.abc"]
+    kept = [folder.path / ".notes", folder.path / "metrics.csv.old", folder.checkpoints / "last.ckpt"]
+    for path in [*leftovers, *kept]:
+        path.touch()
+    with claim(folder, CONFIG, resume=True, overwrite=False):
+        assert not any(path.exists() for path in leftovers)
+        assert all(path.exists() for path in kept)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -9,9 +9,10 @@ dialogues. Dialogue and utterance ids of the store:
   unique; the speaker is the position of the 1 in its one-hot list.
 
 The pickle knows training and test dialogues; those of the corpus' validation split are taken out of the training ones.
+Dialogues that it has but names as neither are left out and reported.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,20 +127,17 @@ class _Reader:
             conversations=conversations,
             absent={m: torch.zeros(len(rows), dtype=torch.bool) for m, rows in features.items()},
             columns={},
-            surplus=tuple(self._surplus(dialogues)),
+            surplus=self._surplus(dialogues),
             files={str(self.path): sha256(self.path)},
             texts=tuple(str(text) for dialogue in dialogues for text in self._entry("sentences", dialogue)),
         )
 
-    def _surplus(self, dialogues: list[Any]) -> Iterator[Surplus]:
-        """Rows of dialogues that are neither training nor test dialogues."""
+    def _surplus(self, dialogues: list[Any]) -> tuple[Surplus, ...]:
+        """The utterances of dialogues that are neither training nor test dialogues."""
         used = set(dialogues)
-        view = self.text_view if self.text_view in ROBERTA else ROBERTA[0]
-        for modality, item in {"text": view, "audio": "audio", "visual": "visual"}.items():
-            unused = [dialogue for dialogue in self.items[item] if dialogue not in used]
-            if unused:
-                rows = sum(len(self.items[item][dialogue]) for dialogue in unused)
-                yield Surplus(modality, str(self.path), rows, tuple(f"dialogue {name}" for name in unused[:EXAMPLES]))
+        unused = [dialogue for dialogue in self.items["labels"] if dialogue not in used]
+        names = [name for dialogue in unused for name in self._utterance_ids(dialogue)]
+        return (Surplus("all", str(self.path), len(names), tuple(names[:EXAMPLES])),) if names else ()
 
     def _dialogues(self, split: str) -> list[Any]:
         ids = self.items[split]
