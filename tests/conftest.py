@@ -1,11 +1,13 @@
 """Factories shared by the tests."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from merc.config import compose, plain
 from merc.data.conversation import ConversationBatch, CorpusInfo
@@ -14,6 +16,19 @@ from merc.models.emotion_model import EmotionModel
 
 DIMS = {"text": 7, "audio": 5, "visual": 3}
 CLASSES = ("calm", "glad", "gloomy", "cross")
+
+
+@pytest.fixture(autouse=True)
+def commands_leave_nothing_behind() -> Iterator[None]:
+    """Forget what a command that a test ran in this process told Hydra and the loggers."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    HydraConfig.instance().cfg = None
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "hydra"]:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from merc.data.corpora import MELD
 from merc.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "merc/models/amb_dsgdn/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "merc/models/amb_dsgdn/README.md", "merc/models/redifu/README.md"]
 
 # Beginning of a command → what is appended to it. The first that fits counts.
 TINY_TRAINING = "trainer.max_epochs=1 trainer.accelerator=cpu trainer.devices=1 hyperparameters.hidden_dim=16"

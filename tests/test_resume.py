@@ -121,7 +121,14 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
 def test_a_stopped_command_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     folder = RunFolder(tmp_path / "run")
     command = [sys.executable, "-m", "merc.train", *SMALL, "trainer.max_epochs=1000", f"run_dir={folder.path}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Started in the background of a script, the tests themselves may ignore SIGINT, which their children inherit.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not folder.last.exists():
         time.sleep(0.05)
     process.send_signal(number)
