@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "merc/models/amb_dsgdn/README.md", "merc/models/redifu/README.md"]
 
 # Beginning of a command → what is appended to it. The first that fits counts.
-TINY_TRAINING = "trainer.max_epochs=1 trainer.accelerator=cpu trainer.devices=1 hyperparameters.hidden_dim=16"
+TINY_TRAINING = (
+    "trainer.max_epochs=1 trainer.accelerator=cpu trainer.devices=1 "
+    "hyperparameters.hidden_dim=16 hyperparameters.heads=4 hyperparameters.fusion_heads=4"
+)
 RUN = {
     "python -m merc.train": TINY_TRAINING,
     "python -m merc.evaluate": "trainer.accelerator=cpu trainer.devices=1",
