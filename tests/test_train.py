@@ -268,7 +268,9 @@ def test_the_runs_of_a_logger_are_grouped_by_experiment(tmp_path: Path, monkeypa
     assert mine == "meld"
 
 
-@pytest.mark.parametrize("key", ["denoiser=none", "graph=none", "balancing=none", "scheduler=cosine"])
+@pytest.mark.parametrize(
+    "key", ["denoiser=none", "graph=none", "balancing=none", "scheduler=cosine", "trainer.precision=bf16-mixed"]
+)
 def test_variants_train(run: Train, key: str) -> None:
     assert "selected" in metrics_of(run("variant", "trainer.max_epochs=1", key))
 
