@@ -164,7 +164,7 @@ def _check_overrides(cfg: DictConfig, config_name: str) -> None:
             )
     kept = [key for key, override in keys.items() if not override.is_delete()]
     if kept:
-        selection = [str(override.input_line) for override in parsed if override.key_or_group in choices]
+        selection = [str(override.input_line) for override in parsed if _group(override) in choices]
         _refuse_other_kinds(cfg, compose(selection, config_name), kept)
 
 

@@ -62,6 +62,7 @@ def test_a_job_gets_its_configuration(command: Command) -> None:
         (["trainer=cpuu"], "Did you mean 'cpu'?"),
         (["+hyperparameters.windo=3"], "Did you mean 'hyperparameters.window'?"),
         (["+nobody_reads_this=3"], "Nothing reads the added key 'nobody_reads_this'"),
+        (["denoiser.text=transformer", "denoiser.text.layers=two"], "denoiser.text.layers=two is not a whole number"),
         (["seed=many"], "seed=many is not a whole number"),
         (["seed=true"], "seed=True is not a whole number"),
         (["hyperparameters.batch_size=2.5"], "hyperparameters.batch_size=2.5 is not a whole number"),
