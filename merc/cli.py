@@ -20,6 +20,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from merc.config import CONFIG_MODULE, compose, expand_choices, modules_of, typed
 from merc.data.conversation import MODALITIES
 from merc.errors import MercError, nearest
+from merc.memory import keep_freed_memory
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C ended, as shells have it."""
@@ -58,6 +59,7 @@ def run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     # Hydra otherwise prints and exits by itself, before anybody can explain.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    keep_freed_memory()
     failures: list[Exception] = []
 
     def guarded(cfg: DictConfig) -> None:

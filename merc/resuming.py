@@ -1,7 +1,8 @@
 """What makes a resumed run end exactly as an uninterrupted one."""
 
+import io
 import random
-from io import BytesIO
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
 from merc.files import atomic_file
 
@@ -43,16 +46,64 @@ class EpochSeeds(L.Callback):
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoint files that are whole or absent, whenever the process or the disk gives out."""
+    """Checkpoint files that are whole or absent, whenever the process or the disk gives out.
+
+    They are written in the order in which they are saved, one at a time and beside the training; a copy in memory is
+    made at once. What goes wrong is raised at the next call.
+    """
+
+    def __init__(self) -> None:
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; an earlier one of that name stays until the new one is complete.
+        """Save a checkpoint; an earlier one of that name stays until the new one is complete.
 
         Raises:
             MercError: the disk is full, or the folder cannot be written.
         """
-        # By way of memory: torch.save itself reports a full disk in several ways, depending on where it strikes.
-        content = BytesIO()
-        torch.save(checkpoint, content)
-        with atomic_file(Path(path)) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        self.wait()
+        snapshot = apply_to_collection(checkpoint, Tensor, lambda tensor: tensor.detach().clone())
+        self._last = self._writer.submit(_write, snapshot, Path(path))
+
+    def wait(self) -> None:
+        """Return when everything is on the disk.
+
+        Raises:
+            MercError: see :meth:`save_checkpoint`.
+        """
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def teardown(self) -> None:
+        """The end of a training: :meth:`wait`."""
+        self.wait()
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with atomic_file(path) as temporary, _Watched(temporary) as file:
+        try:
+            torch.save(checkpoint, file)
+        except Exception as error:
+            # torch.save reports a full disk in several ways, depending on where it strikes.
+            raise (file.failure or error) from error
+
+
+class _Watched(io.FileIO):
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w")
+        self.failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            view = memoryview(content).cast("B")
+            done = 0
+            while done < len(view):
+                done += super().write(view[done:]) or 0
+            return done
+        except OSError as error:
+            self.failure = error
+            raise

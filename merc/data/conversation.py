@@ -19,6 +19,9 @@ MODALITIES = ("text", "audio", "visual")
 
 SPLITS = ("train", "validation", "test")
 
+TILE = 2**15
+"""Most pairs of utterances of a tile, where it holds more than one dialogue."""
+
 
 @dataclass(frozen=True)
 class ConversationBatch:
@@ -73,6 +76,31 @@ class ConversationBatch:
     def unpad(self, padded: Tensor) -> Tensor:
         """(B, L, ...) → (N, ...), the inverse of :meth:`pad`."""
         return padded[self.dialogues, self.positions]
+
+    @cached_property
+    def tiles(self) -> tuple[Tensor, ...]:
+        """Row indices of dialogues of similar length, each (B', L') int64 with N behind shorter dialogues.
+
+        What is computed per pair of utterances is computed tile by tile: little of it is padding, and what one tile
+        needs fits into a cache.
+        """
+        starts = (0, *accumulate(self.lengths))
+        order = sorted(range(len(self.lengths)), key=lambda dialogue: -self.lengths[dialogue])
+        groups: list[list[int]] = []
+        for dialogue in order:
+            longest = self.lengths[groups[-1][0]] if groups else 0
+            near = self.lengths[dialogue] >= 0.75 * longest - 4
+            if groups and near and (len(groups[-1]) + 1) * longest**2 <= TILE:
+                groups[-1].append(dialogue)
+            else:
+                groups.append([dialogue])
+        return tuple(self._tile(group, starts) for group in groups)
+
+    def _tile(self, group: Sequence[int], starts: Sequence[int]) -> Tensor:
+        first = torch.tensor([starts[dialogue] for dialogue in group])[:, None]
+        lengths = torch.tensor([self.lengths[dialogue] for dialogue in group])[:, None]
+        offset = torch.arange(self.lengths[group[0]])
+        return (first + offset).masked_fill(offset >= lengths, starts[-1]).to(self.device, non_blocking=True)
 
     @cached_property
     def occupied(self) -> Tensor:

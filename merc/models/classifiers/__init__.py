@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from merc.errors import MercError
+from merc.models.dropout import Dropout
 from merc.models.prediction import Prediction
 from merc.models.stages import PerModality, Rows
 
@@ -23,7 +24,7 @@ def head(width: int, num_classes: int, dropout: float, activation: Activation) -
     """
     if activation not in ACTIVATIONS:
         raise MercError(f"classifier.activation={activation} must be {' or '.join(ACTIVATIONS)}.")
-    return nn.Sequential(ACTIVATIONS[activation](), nn.Dropout(dropout), nn.Linear(width, num_classes))
+    return nn.Sequential(ACTIVATIONS[activation](), Dropout(dropout), nn.Linear(width, num_classes))
 
 
 class WeightedLogits(nn.Module):

@@ -3,11 +3,11 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
+from merc.models.attention import attend
 from merc.models.denoisers.transformer import PositionedLayers, TransformerLayer
 
 
@@ -22,12 +22,13 @@ class DiffAttention(nn.Module):
         heads: H.
         dropout: of both maps.
         depth: l of the layer, from 1, in λ_init = 0.8 − 0.6·exp(−0.3·(l − 1)).
+        window: utterances before and after that an utterance attends to; None: its whole dialogue.
 
     Raises:
         MercError: 2·``heads`` does not divide ``hidden_dim``.
     """
 
-    def __init__(self, hidden_dim: int, heads: int, dropout: float, depth: int) -> None:
+    def __init__(self, hidden_dim: int, heads: int, dropout: float, depth: int, window: int | None = None) -> None:
         super().__init__()
         if hidden_dim % (2 * heads):
             raise MercError(
@@ -36,6 +37,7 @@ class DiffAttention(nn.Module):
             )
         self.heads = heads
         self.dropout = dropout
+        self.window = window
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * (depth - 1))
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
         width = hidden_dim // (2 * heads)
@@ -51,16 +53,20 @@ class DiffAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        query_BLD, key_BLD, value_BLD = batch.pad(self.query_key_value(x_ND)).chunk(3, dim=-1)
+        query_ND, key_ND, value_ND = self.query_key_value(x_ND).chunk(3, dim=-1)
+        query_NMQ, key_NMQ = (x.unflatten(-1, (2 * self.heads, -1)) for x in (query_ND, key_ND))
         # Both maps of every head in one call: maps of all heads, then the other maps of all heads.
-        query, key = (x.unflatten(-1, (2 * self.heads, -1)).transpose(1, 2) for x in (query_BLD, key_BLD))
-        value = value_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2).repeat(1, 2, 1, 1)
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=batch.visible(batch.mask), dropout_p=self.dropout if self.training else 0.0
+        attended_NMV = attend(
+            query_NMQ * query_NMQ.shape[-1] ** -0.5,
+            key_NMQ,
+            value_ND.unflatten(-1, (self.heads, -1)).repeat(1, 2, 1),
+            batch,
+            dropout=self.dropout if self.training else 0.0,
+            window=self.window,
         )
-        first_BHLV, second_BHLV = attended.chunk(2, dim=1)
-        heads_BHLV = (1 - self.lambda_init) * self.norm(first_BHLV - self.coefficient() * second_BHLV)
-        out_ND: Tensor = self.output(batch.unpad(heads_BHLV.transpose(1, 2).flatten(2)))
+        first_NHV, second_NHV = attended_NMV.chunk(2, dim=1)
+        heads_NHV = (1 - self.lambda_init) * self.norm(first_NHV - self.coefficient() * second_NHV)
+        out_ND: Tensor = self.output(heads_NHV.flatten(1))
         return out_ND
 
 
@@ -74,14 +80,15 @@ class DiffTransformerDenoiser(PositionedLayers):
         heads: attention heads.
         layers: Transformer layers.
         dropout: of the input, the attention maps and the feed-forward networks.
+        window: utterances before and after that an utterance attends to; None: its whole dialogue.
 
     Raises:
         MercError: 2·``heads`` does not divide ``hidden_dim``.
     """
 
-    def __init__(self, hidden_dim: int, heads: int, layers: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, heads: int, layers: int, dropout: float, window: int | None = None) -> None:
         blocks = [
-            TransformerLayer(DiffAttention(hidden_dim, heads, dropout, depth), hidden_dim, dropout, True)
+            TransformerLayer(DiffAttention(hidden_dim, heads, dropout, depth, window), hidden_dim, dropout, True)
             for depth in range(1, layers + 1)
         ]
         super().__init__(hidden_dim, dropout, blocks)

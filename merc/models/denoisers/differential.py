@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
+from merc.models.attention import attend
 from merc.models.denoisers.positions import SinusoidalPositions
+from merc.models.dropout import Dropout
 from merc.models.stages import head_width
 
 
@@ -117,9 +119,12 @@ class ShiftedDifference(nn.Module):
         heads: attention heads.
         dropout: of the difference of the maps.
         head_scale: s = (D/heads)^(−1/2), the width of a head; False: D^(−1/2), as released.
+        window: utterances before and after that an utterance attends to; None: its whole dialogue.
     """
 
-    def __init__(self, hidden_dim: int, heads: int, dropout: float, head_scale: bool) -> None:
+    def __init__(
+        self, hidden_dim: int, heads: int, dropout: float, head_scale: bool, window: int | None = None
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.width = head_width(hidden_dim, heads)
@@ -127,21 +132,17 @@ class ShiftedDifference(nn.Module):
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.output = nn.Linear(hidden_dim, hidden_dim)
         self.weight = nn.Parameter(torch.tensor(0.5))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
+        self.window = window
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        query, key, value = self.query_key_value(x_ND).chunk(3, dim=-1)
-        rows = torch.stack([query * self.scale, key, key[batch.previous], value], dim=1)
-        heads_BLFHD = batch.pad(rows).unflatten(-1, (self.heads, self.width))
-        query, key, shifted, value = heads_BLFHD.permute(2, 0, 3, 1, 4)
-        absent = ~batch.visible(batch.mask)
-        first, second = (
-            (query @ keys.transpose(-1, -2)).masked_fill(absent, torch.finfo(key.dtype).min).softmax(-1)
-            for keys in (key, shifted)
-        )
-        mixed_BHLD = (self.weight * self.dropout(first - second)) @ value
-        out_ND: Tensor = self.output(batch.unpad(mixed_BHLD.transpose(1, 2).flatten(2)))
+        query, key, value = self.query_key_value(x_ND).unflatten(-1, (3, self.heads, self.width)).unbind(1)
+        query = (self.scale * query).repeat_interleave(2, dim=1)
+        keys = torch.stack([key, key[batch.previous]], dim=2).flatten(1, 2)
+        rate = self.dropout if self.training else 0.0
+        mixed_NHD = attend(query, keys, value, batch, rate, difference=True, window=self.window)
+        out_ND: Tensor = self.output(self.weight * mixed_NHD.flatten(1))
         return out_ND
 
 
@@ -156,6 +157,7 @@ class DifferentialDenoiser(nn.Module):
         gelu_gain: factor of the GELU in the feed-forward network.
         output_weight: weight of the encoded rows beside the positioned input.
         head_scale: see :class:`ShiftedDifference`.
+        window: likewise.
 
     Raises:
         MercError: unknown positions, or ``heads`` does not divide ``hidden_dim``.
@@ -170,6 +172,7 @@ class DifferentialDenoiser(nn.Module):
         gelu_gain: float,
         output_weight: float,
         head_scale: bool,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         if positions not in POSITIONS:
@@ -180,13 +183,13 @@ class DifferentialDenoiser(nn.Module):
         self.delta = LocalDelta(hidden_dim)
         self.context_gate = ContextGate(hidden_dim)
         self.input_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
-        self.attention = ShiftedDifference(hidden_dim, heads, dropout, head_scale)
+        self.attention = ShiftedDifference(hidden_dim, heads, dropout, head_scale, window)
         self.attention_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.feed_forward_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.expand = nn.Linear(hidden_dim, hidden_dim)
         self.contract = nn.Linear(hidden_dim, hidden_dim)
         self.output_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor, speaker_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) rows and (N, D) speaker vectors → (N, D)."""

@@ -32,4 +32,4 @@ class SinusoidalPositions(nn.Module):
         """(N,) positions in dialogues of at most ``longest`` utterances → (N, D)."""
         if longest > self.table.shape[0]:
             self.table = sinusoids(2 * longest, self.dim).to(self.table)
-        return self.table[positions_N]
+        return self.table.index_select(0, positions_N)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from merc.data.conversation import ConversationBatch
+from merc.models.dropout import Dropout
 
 
 class RecurrentDenoiser(nn.Module):
@@ -22,7 +23,7 @@ class RecurrentDenoiser(nn.Module):
 
     def __init__(self, hidden_dim: int, layers: int, dropout: float, bidirectional: bool) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gru = nn.GRU(
             hidden_dim,
             hidden_dim,

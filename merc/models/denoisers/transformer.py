@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
+from merc.models.attention import attend
 from merc.models.denoisers.positions import SinusoidalPositions
+from merc.models.dropout import Dropout
 from merc.models.stages import head_width
 
 
@@ -17,23 +18,29 @@ class DialogueAttention(nn.Module):
         hidden_dim: D, a multiple of ``heads``.
         heads: attention heads.
         dropout: of the attention map.
+        window: utterances before and after that an utterance attends to; None: its whole dialogue.
     """
 
-    def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, heads: int, dropout: float, window: int | None = None) -> None:
         super().__init__()
         self.head_width = head_width(hidden_dim, heads)
         self.dropout = dropout
+        self.window = window
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.output = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        qkv_BLD = batch.pad(self.query_key_value(x_ND))
-        query, key, value = qkv_BLD.unflatten(-1, (3, -1, self.head_width)).permute(2, 0, 3, 1, 4)
-        attended_BHLD = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=batch.visible(batch.mask), dropout_p=self.dropout if self.training else 0.0
+        query, key, value = self.query_key_value(x_ND).unflatten(-1, (3, -1, self.head_width)).unbind(1)
+        attended_NHV = attend(
+            query * self.head_width**-0.5,
+            key,
+            value,
+            batch,
+            dropout=self.dropout if self.training else 0.0,
+            window=self.window,
         )
-        out_ND: Tensor = self.output(batch.unpad(attended_BHLD.transpose(1, 2).flatten(2)))
+        out_ND: Tensor = self.output(attended_NHV.flatten(1))
         return out_ND
 
 
@@ -57,11 +64,11 @@ class TransformerLayer(nn.Module):
             nn.LayerNorm(hidden_dim, eps=1e-6),
             nn.Linear(hidden_dim, hidden_dim),
             nn.GELU(approximate="tanh"),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_dim, hidden_dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
@@ -83,7 +90,7 @@ class PositionedLayers(nn.Module):
     def __init__(self, hidden_dim: int, dropout: float, layers: Iterable[nn.Module]) -> None:
         super().__init__()
         self.positions = SinusoidalPositions(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x_ND: Tensor, speaker_ND: Tensor, batch: ConversationBatch) -> Tensor:
@@ -102,14 +109,15 @@ class TransformerDenoiser(PositionedLayers):
         heads: attention heads.
         layers: Transformer layers.
         dropout: of the input, the attention maps and the feed-forward networks.
+        window: utterances before and after that an utterance attends to; None: its whole dialogue.
 
     Raises:
         MercError: ``heads`` does not divide ``hidden_dim``.
     """
 
-    def __init__(self, hidden_dim: int, heads: int, layers: int, dropout: float) -> None:
+    def __init__(self, hidden_dim: int, heads: int, layers: int, dropout: float, window: int | None = None) -> None:
         blocks = [
-            TransformerLayer(DialogueAttention(hidden_dim, heads, dropout), hidden_dim, dropout, i > 0)
+            TransformerLayer(DialogueAttention(hidden_dim, heads, dropout, window), hidden_dim, dropout, i > 0)
             for i in range(layers)
         ]
         super().__init__(hidden_dim, dropout, blocks)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
+from merc.models.attention import attend
+from merc.models.dropout import Dropout
 from merc.models.stages import Rows, head_width
 
 
@@ -26,25 +28,17 @@ class CrossAttention(nn.Module):
         self.width = head_width(hidden_dim, heads)
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.output = nn.Linear(hidden_dim, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor, other_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """Queries from (N, D) rows, keys and values from (N, D) rows of the other modality → (N, D)."""
         query_weight, key_value_weight = self.query_key_value.weight.split([x_ND.shape[1], 2 * x_ND.shape[1]])
-        query = self._split(F.linear(x_ND, query_weight), batch)
-        key, value = (self._split(part, batch) for part in F.linear(other_ND, key_value_weight).chunk(2, dim=-1))
-        attended_BHLD = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=batch.visible(batch.occupied),
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
-        out_ND: Tensor = self.dropout(self.output(batch.unpad(attended_BHLD.transpose(1, 2).flatten(2))))
+        query = F.linear(x_ND, query_weight).unflatten(-1, (self.heads, self.width))
+        key, value = F.linear(other_ND, key_value_weight).unflatten(-1, (2, self.heads, self.width)).unbind(1)
+        rate = self.dropout.p if self.training else 0.0
+        attended_NHV = attend(query * self.width**-0.5, key, value, batch, rate, to_padding=True)
+        out_ND: Tensor = self.dropout(self.output(attended_NHV.flatten(1)))
         return out_ND
-
-    def _split(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
-        return batch.pad(x_ND).unflatten(-1, (self.heads, self.width)).transpose(1, 2)
 
 
 class ModalityFusion(nn.Module):
@@ -64,9 +58,9 @@ class ModalityFusion(nn.Module):
         hidden = [
             layer
             for inputs, outputs in pairwise(widths)
-            for layer in (nn.Linear(inputs, outputs), nn.GELU(), nn.Dropout(dropout))
+            for layer in (nn.Linear(inputs, outputs), nn.GELU(), Dropout(dropout))
         ]
-        self.feed_forward = nn.Sequential(*hidden, nn.Linear(widths[-1], hidden_dim), nn.Dropout(dropout))
+        self.feed_forward = nn.Sequential(*hidden, nn.Linear(widths[-1], hidden_dim), Dropout(dropout))
 
     def forward(self, x_ND: Tensor, normed_ND: Tensor, others: Sequence[Tensor], batch: ConversationBatch) -> Tensor:
         """(N, D) rows, the same normed, and the normed rows of the other modalities → (N, D)."""

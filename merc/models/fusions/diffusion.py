@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError, nearest
+from merc.models.attention import attend
+from merc.models.dropout import Dropout
 from merc.models.stages import Rows, head_width
 
 
@@ -31,12 +32,10 @@ class Affinity(nn.Module):
 
     def forward(self, x_ND: Tensor, values_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """A(x) · values: two (N, D) → (N, D)."""
-        parts = torch.cat([self.query_key(x_ND), values_ND], dim=-1)
-        query, key, value = batch.pad(parts).unflatten(-1, (3, self.heads, self.width)).permute(2, 0, 3, 1, 4)
-        mixed_BHLD = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=batch.visible(batch.mask), dropout_p=self.dropout if self.training else 0.0
-        )
-        return batch.unpad(mixed_BHLD.transpose(1, 2).flatten(2))
+        query, key = self.query_key(x_ND).unflatten(-1, (2, self.heads, self.width)).unbind(1)
+        value = values_ND.unflatten(-1, (self.heads, self.width))
+        rate = self.dropout if self.training else 0.0
+        return attend(query * self.width**-0.5, key, value, batch, rate).flatten(1)
 
 
 class GuidedDiffusion(nn.Module):
@@ -72,7 +71,7 @@ class GuidedDiffusion(nn.Module):
         self.affinities = nn.ModuleDict({m: Affinity(hidden_dim, heads, dropout) for m in modalities if others})
         self.values = nn.ModuleDict({m: nn.Linear(hidden_dim, hidden_dim) for m in others})
         self.gates = nn.ModuleDict({m: nn.Linear(2 * hidden_dim, hidden_dim) for m in others})
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
         """Modality → (N, D), to the same."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
+from merc.models.dropout import Dropout
 from merc.models.graphs.neighbourhood import Neighbourhood, window_mask
 from merc.models.graphs.relational import xavier
 from merc.models.stages import Rows
@@ -40,17 +41,17 @@ class CrossModalGraph(nn.Module):
         self.direction = nn.Parameter(torch.zeros(count, count, DIRECTIONS))
         self.outputs = nn.ModuleDict({m: nn.Linear(hidden_dim, hidden_dim) for m in self.modalities})
         self.norms = nn.ModuleDict({m: nn.LayerNorm(hidden_dim) for m in self.modalities})
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
         """Modality → (N, D), to the same."""
         if not self.modalities:
             return dict(rows)
         hood = Neighbourhood.of(batch, self.past, self.future)
-        inside, distance = window_mask(batch, hood)
+        inside = window_mask(batch, hood)
         z = {m: projection(rows[m]) for m, projection in self.projections.items()}
         windows = {m: hood.windows(z_ND) for m, z_ND in z.items()}
-        direction = (distance.sign() + 1).expand_as(inside)
+        direction = (hood.distance(batch.device).sign() + 1).expand_as(inside)
         updated = dict(rows)
         for i, m in enumerate(self.modalities):
             others = [(j, o) for j, o in enumerate(self.modalities) if o != m]

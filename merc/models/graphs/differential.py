@@ -3,12 +3,11 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.errors import MercError
 from merc.models.graphs.neighbourhood import RelationGraph
-from merc.models.graphs.relational import GraphBlock, HeadNorm, RelationalScores, aggregate, xavier
+from merc.models.graphs.relational import GraphAttention, GraphBlock, HeadNorm, RelationalScores
 
 
 def initial_lambda(depth: int) -> float:
@@ -16,7 +15,7 @@ def initial_lambda(depth: int) -> float:
     return 0.8 - 0.6 * math.exp(-0.3 * depth)
 
 
-class DifferentialAttention(nn.Module):
+class DifferentialAttention(GraphAttention):
     """Heads whose attention is the difference of two maps, one per half of the channels (AMB-DSGDN Alg. 1, Eq. 9-17).
 
     Args:
@@ -29,16 +28,14 @@ class DifferentialAttention(nn.Module):
     """
 
     def __init__(self, in_dim: int, out_dim: int, heads: int, dropout: float, depth: int, normalize: bool) -> None:
-        super().__init__()
         if out_dim % 2:
             raise MercError(f"Differential attention needs an even hidden_dim, not {out_dim}.")
+        scores = RelationalScores(2 * heads, out_dim // 2, tables=heads, split=True)
+        super().__init__(in_dim, out_dim, heads, maps_per_head=2, scores=scores, dropout=dropout)
         self.lambda_init = initial_lambda(depth)
-        self.weight = nn.Parameter(xavier(heads, in_dim, out_dim, fan=in_dim + out_dim))
-        self.scores = RelationalScores(2 * heads, out_dim // 2, tables=heads, split=True)
         # Standard deviation 0.1: with the paper's variance of 0.1, λ would start anywhere in ±10.
         self.lambda_left = nn.Parameter(0.1 * torch.randn(heads, 2, out_dim // 2))
         self.lambda_right = nn.Parameter(0.1 * torch.randn(heads, 2, out_dim // 2))
-        self.dropout = nn.Dropout(dropout)
         self.norm = HeadNorm(heads, out_dim) if normalize else None
 
     def coefficients(self) -> Tensor:
@@ -48,12 +45,8 @@ class DifferentialAttention(nn.Module):
 
     def forward(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, in_dim) → (N, H, D)."""
-        heads, _, dim = self.weight.shape
-        z_NHD = (x_NI @ self.weight.transpose(0, 1).flatten(1)).unflatten(1, (heads, dim))
-        maps = self.scores(z_NHD.reshape(-1, 2 * heads, dim // 2), graph).unflatten(0, (heads, 2))
-        difference = maps[:, 0] - self.coefficients().view(-1, 1, 1, 1) * maps[:, 1]
-        out_NHD = aggregate(self.dropout(difference), z_NHD, graph)
-        return out_NHD if self.norm is None else F.gelu((1 - self.lambda_init) * self.norm(out_NHD))
+        out_NHD = self.aggregate(x_NI, graph)
+        return out_NHD if self.norm is None else self.norm(out_NHD, scale=1 - self.lambda_init)
 
 
 class DiffRGCN(GraphBlock):

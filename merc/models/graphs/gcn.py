@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from merc.models.dropout import Dropout
 from merc.models.graphs.neighbourhood import RelationGraph
-from merc.models.graphs.relational import aggregate
+from merc.models.graphs.relational import receive
 
 
 class GCN(nn.Module):
@@ -19,7 +20,7 @@ class GCN(nn.Module):
         super().__init__()
         self.linear = nn.Linear(hidden_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor, graph: RelationGraph) -> Tensor:
         """(N, D) → (N, D)."""
@@ -27,6 +28,6 @@ class GCN(nn.Module):
         degree_N = hood.unblock(graph.connected.sum(-1))
         scale_N = degree_N.clamp_min(1).rsqrt()
         adjacency = graph.connected * hood.blocks(scale_N)[:, :, None] * hood.windows(scale_N)[:, None, :]
-        mixed_ND = aggregate(adjacency[None], self.linear(self.dropout(x_ND))[:, None], graph).squeeze(1)
+        mixed_ND = receive(adjacency[:, :, None], self.linear(self.dropout(x_ND)), graph).squeeze(1)
         out_ND: Tensor = self.norm(x_ND + self.dropout(torch.relu(mixed_ND)))
         return out_ND

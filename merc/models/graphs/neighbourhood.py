@@ -51,7 +51,7 @@ class Neighbourhood:
         """The neighbourhood of a batch; windows beyond the longest dialogue cost nothing."""
         furthest = max(batch.lengths) - 1
         past, future = min(past, furthest), min(future, furthest)
-        return cls(sum(batch.lengths), past, future, size=max(8, past + future))
+        return cls(sum(batch.lengths), past, future, size=max(8, (past + future) // 2))
 
     @property
     def count(self) -> int:
@@ -62,6 +62,10 @@ class Neighbourhood:
     def width(self) -> int:
         """K, the number of candidates of a block."""
         return self.past + self.size + self.future
+
+    def distance(self, device: torch.device) -> Tensor:
+        """(S, K) int64: the position of each candidate minus that of the receiving row."""
+        return torch.arange(self.width, device=device) - self.past - torch.arange(self.size, device=device)[:, None]
 
     def blocks(self, x: Tensor, fill: float = 0) -> Tensor:
         """(N, ...) rows → (G, S, ...), the rows behind the last one being ``fill``."""
@@ -79,6 +83,22 @@ class Neighbourhood:
         """(G, S, ...) → (N, ...), the inverse of :meth:`blocks`."""
         return x.flatten(0, 1)[: self.rows]
 
+    def fold(self, x_GKD: Tensor) -> Tensor:
+        """(G, K, D) → (N, D), the sum of all that belongs to a row: the transpose of :meth:`windows`."""
+        count, width, dim = x_GKD.shape
+        sums = x_GKD.new_zeros(count * self.size + width, dim)
+        for start in range(0, width, self.size):  # windows overlap, but not their parts of S rows
+            part = x_GKD[:, start : start + self.size]
+            place = sums[start : start + count * self.size].view(count, self.size, dim)
+            place[:, : part.shape[1]] += part
+        return sums[self.past : self.past + self.rows]
+
+    def spans(self) -> list[tuple[slice, slice, int]]:
+        """Blocks, their rows and the rows per block: those of S rows, then the last one where it has fewer."""
+        whole, rest = divmod(self.rows, self.size)
+        spans = [(slice(0, whole), slice(0, whole * self.size), self.size)] if whole else []
+        return spans + ([(slice(whole, None), slice(whole * self.size, None), rest)] if rest else [])
+
 
 @dataclass(frozen=True)
 class RelationGraph:
@@ -87,14 +107,16 @@ class RelationGraph:
     Attributes:
         batch: the dialogues.
         neighbourhood: the windows.
-        relations: (G, S, K) int64 :class:`Relation` of every candidate to its receiving row; NONE where there is no
-            edge. Rows of padding have no edge; every utterance has that to itself, unless there are no self-loops.
-        self_loops: whether there are.
+        connected: (G, S, K) bool, where there is an edge. Rows of padding have none; every utterance has that to
+            itself, unless there are no self-loops.
+        kinds: the :class:`Relation` of an edge from an earlier utterance, the same and a later one.
+        self_loops: whether utterances have edges to themselves.
     """
 
     batch: ConversationBatch
     neighbourhood: Neighbourhood
-    relations: Tensor
+    connected: Tensor
+    kinds: tuple[Relation, Relation, Relation]
     self_loops: bool = True
 
     @property
@@ -103,14 +125,23 @@ class RelationGraph:
         return not self.self_loops or self.batch.present is not None
 
     @cached_property
-    def connected(self) -> Tensor:
-        """(G, S, K) bool: where there is an edge."""
-        return self.relations != Relation.NONE
+    def absent(self) -> Tensor:
+        """(G, S, K) float: what to add to the score of a candidate, a huge negative number where there is no edge."""
+        # Half of the smallest number, so that the sum with a score remains finite.
+        return torch.zeros(self.connected.shape, device=self.connected.device).masked_fill_(
+            ~self.connected, torch.finfo(torch.float32).min / 2
+        )
 
     @cached_property
-    def one_hot(self) -> Tensor:
-        """(G, S, K, 6) float: the relation as an indicator, so that a score per relation is one product."""
-        return F.one_hot(self.relations, len(Relation)).float()
+    def direction(self) -> Tensor:
+        """(S, K) int64: index into :attr:`kinds` of the candidates of each row."""
+        return self.neighbourhood.distance(self.connected.device).sign() + 1
+
+    @property
+    def relations(self) -> Tensor:
+        """(G, S, K) int64 :class:`Relation` of every candidate to its receiving row; NONE where there is no edge."""
+        kinds = torch.tensor(self.kinds, device=self.connected.device)
+        return kinds[self.direction].where(self.connected, int(Relation.NONE))
 
     def dense(self) -> Tensor:
         """(B, L, L) int64 adjacency in the padded layout of the literature; for inspection and tests."""
@@ -124,17 +155,11 @@ class RelationGraph:
         return adjacency.index_put(index, self.relations[block, row, column])
 
 
-def window_mask(batch: ConversationBatch, hood: Neighbourhood) -> tuple[Tensor, Tensor]:
-    """Which candidates lie in the window of a row, and how far from it.
-
-    Returns:
-        (G, S, K) bool, True for utterances of the receiving row's dialogue inside its window, itself included; and
-        (1, S, K) int64, the position of the candidate minus that of the receiving row.
-    """
-    device = batch.device
-    distance = torch.arange(hood.width, device=device) - hood.past - torch.arange(hood.size, device=device)[:, None]
+def window_mask(batch: ConversationBatch, hood: Neighbourhood) -> Tensor:
+    """(G, S, K) bool: utterances of the receiving row's dialogue inside its window, itself included."""
+    distance = hood.distance(batch.device)
     near = (distance >= -hood.past) & (distance <= hood.future)
-    return _equal(batch, hood, batch.dialogues) & near, distance[None]
+    return _equal(batch, hood, batch.dialogues) & near
 
 
 def _equal(batch: ConversationBatch, hood: Neighbourhood, x_N: Tensor) -> Tensor:
@@ -157,15 +182,15 @@ def relation_graphs(
         self_loops: and from itself.
     """
     hood = Neighbourhood.of(batch, past, future)
-    inside, distance = window_mask(batch, hood)
-    same = _equal(batch, hood, batch.speakers)
+    inside = window_mask(batch, hood)
+    same_speaker = _equal(batch, hood, batch.speakers)
+    itself = hood.distance(batch.device) == 0
 
-    def relate(edges: Tensor, before: Relation, after: Relation) -> RelationGraph:
-        relations = torch.where(distance < 0, int(before), int(after)).masked_fill(~edges, Relation.NONE)
-        relations = relations.masked_fill(inside & (distance == 0), Relation.SELF if self_loops else Relation.NONE)
-        return RelationGraph(batch, hood, relations, self_loops)
+    def graph(edges: Tensor, before: Relation, after: Relation) -> RelationGraph:
+        connected = (edges & ~itself) | (inside & itself & self_loops)
+        return RelationGraph(batch, hood, connected, (before, Relation.SELF, after), self_loops)
 
     return {
-        "inter_speaker": relate(inside & ~same, Relation.INTER_PAST, Relation.INTER_FUTURE),
-        "intra_speaker": relate(inside & same, Relation.INTRA_PAST, Relation.INTRA_FUTURE),
+        "inter_speaker": graph(inside & ~same_speaker, Relation.INTER_PAST, Relation.INTER_FUTURE),
+        "intra_speaker": graph(inside & same_speaker, Relation.INTRA_PAST, Relation.INTRA_FUTURE),
     }

@@ -1,13 +1,16 @@
-"""What the relational graph layers have in common: additive scores per relation, and the block around the layers."""
+"""What the relational graph layers have in common: additive attention, and the block around the layers."""
 
 import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from merc.models.dropout import Dropout
+from merc.models.graphs.banded import attention_band, mix, per_head_linear
 from merc.models.graphs.neighbourhood import Relation, RelationGraph
+from merc.models.head_norm import head_norm_gelu
+from merc.models.precision import lower_precision
 
 RELATION_DIM = 10
 GAIN = 1.414
@@ -20,10 +23,10 @@ def xavier(*shape: int, fan: int) -> Tensor:
 
 
 class RelationalScores(nn.Module):
-    """Additive attention maps over a relation graph (AMB-DSGDN Eq. 10-12).
+    """What enters the additive scores of a relation graph (AMB-DSGDN Eq. 10-12).
 
-    score_ij = LeakyReLU(⟨a_left, z_i⟩ + ⟨a_right, z_j⟩ + ⟨a_rel, R[relation_ij]⟩), softmax over the sources j. The last
-    term is one number per relation: no relation vector per edge is ever made.
+    score_ij = LeakyReLU(⟨a_left, z_i⟩ + ⟨a_right, z_j⟩ + ⟨a_rel, R[relation_ij]⟩). The first two terms are numbers per
+    row, the last is one number per relation: no vector per edge is ever made.
 
     Args:
         maps: M, maps computed side by side, each with its own vectors.
@@ -39,44 +42,86 @@ class RelationalScores(nn.Module):
         self.vector = nn.Parameter(torch.cat([xavier(maps, part, fan=part + 1) for part in drawn], dim=1))
         self.relation_table = nn.Parameter(torch.randn(tables, len(Relation), RELATION_DIM)) if tables else None
 
-    def forward(self, z_NMD: Tensor, graph: RelationGraph) -> Tensor:
-        """(N, M, D) rows of each map → (M, G, S, K) attention; 0 where there is no edge."""
-        hood = graph.neighbourhood
-        left_MD, right_MD, *relation = self.vector.split(self.parts, dim=1)
-        left = hood.blocks((z_NMD * left_MD).sum(-1)).permute(2, 0, 1)[..., None]
-        right = hood.windows((z_NMD * right_MD).sum(-1)).permute(2, 0, 1)[:, :, None, :]
-        scores = left + right
-        if self.relation_table is not None:
-            scores = scores + self._relation_scores(self.relation_table, relation[0], graph)
-        scores = F.leaky_relu(scores, 0.2).masked_fill(~graph.connected, torch.finfo(scores.dtype).min)
-        attention = scores.softmax(-1)
-        # Only where a row has no edge at all does the softmax leave anything there.
-        return attention * graph.connected if graph.has_isolated_rows else attention
+    def ends(self, z_LMD: Tensor) -> Tensor:
+        """⟨a_left, z⟩ and ⟨a_right, z⟩ of (L, M, D) vectors, one per map: (L, M, 2)."""
+        left_MD, right_MD, *_ = self.vector.split(self.parts, dim=1)
+        # The few vectors on the left: products with a matrix of two columns are slow.
+        ends_M2L = torch.bmm(torch.stack([left_MD, right_MD], dim=1), z_LMD.permute(1, 2, 0))
+        return ends_M2L.permute(2, 0, 1)
 
-    @staticmethod
-    def _relation_scores(tables: Tensor, vectors_MR: Tensor, graph: RelationGraph) -> Tensor:
-        """(M, G, S, K): the score of each candidate's relation."""
-        of_maps = tables.repeat_interleave(len(vectors_MR) // len(tables), 0)
-        per_relation_M6 = (of_maps @ vectors_MR[..., None]).squeeze(-1)
-        return (graph.one_hot.flatten(0, 2) @ per_relation_M6.T).T.unflatten(1, graph.relations.shape)
+    def relations(self, kinds: Sequence[Relation]) -> Tensor | None:
+        """(M, len(kinds)): ⟨a_rel, R[kind]⟩ of each map; None where relations do not matter."""
+        if self.relation_table is None:
+            return None
+        vectors_MR = self.vector[:, -RELATION_DIM:]
+        rows = self.relation_table[:, list(kinds)].repeat_interleave(len(vectors_MR) // len(self.relation_table), 0)
+        return (rows @ vectors_MR[..., None]).squeeze(-1)
 
 
-def aggregate(attention: Tensor, values_NHD: Tensor, graph: RelationGraph) -> Tensor:
-    """Sum of the sources' values: (H, G, S, K) attention and (N, H, D) values → (N, H, D).
+class GraphAttention(nn.Module):
+    """Attention heads over a relation graph, with additive scores (AMB-DSGDN Eq. 9-17).
+
+    Args:
+        in_dim: I, width of the input rows.
+        out_dim: D, width of a head's rows.
+        heads: H.
+        maps_per_head: 1, or 2 for maps that see half of a head's channels each and are subtracted.
+        scores: of H·maps_per_head maps.
+        dropout: of the attention.
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, heads: int, maps_per_head: int, scores: RelationalScores, dropout: float
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(xavier(heads, in_dim, out_dim, fan=in_dim + out_dim))
+        self.maps_per_head = maps_per_head
+        self.scores = scores
+        self.dropout = Dropout(dropout)
+
+    def coefficients(self) -> Tensor | None:
+        """(H,) share of each head's second map that is taken away; None: there is one map."""
+        return None
+
+    def aggregate(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
+        """(N, I) → (N, H, D): every head's sum of W x_j over the sources j, weighted by its attention."""
+        x_NI, weight_HID = lower_precision(x_NI, self.weight)
+        heads, in_dim, out_dim = weight_HID.shape
+        if in_dim > out_dim:  # W first, then the sum: of two orders the one that moves the narrower rows
+            z_NHD = (x_NI @ weight_HID.transpose(0, 1).flatten(1)).unflatten(1, (heads, out_dim))
+            attention = self.attention(self.scores.ends(self._split(z_NHD)), graph)
+            received = [
+                receive(attention_GSK[:, :, None], z_ND, graph)
+                for attention_GSK, z_ND in zip(attention.unbind(2), z_NHD.unbind(1), strict=True)
+            ]
+            return received[0] if heads == 1 else torch.cat(received, dim=1)
+        # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
+        per_channel = self.scores.ends(self._split(weight_HID.transpose(0, 1)))
+        ends_NM2 = (x_NI @ per_channel.flatten(1)).unflatten(1, (-1, 2))
+        return per_head_linear(receive(self.attention(ends_NM2, graph), x_NI, graph), weight_HID)
+
+    def _split(self, z_LHD: Tensor) -> Tensor:
+        """(L, H, D) → (L, M, D/maps_per_head): each map's channels."""
+        return z_LHD.unflatten(2, (self.maps_per_head, -1)).flatten(1, 2)
+
+    def attention(self, ends_NM2: Tensor, graph: RelationGraph) -> Tensor:
+        """(G, S, H, K) weights of the sources."""
+        relation_MR = self.scores.relations(graph.kinds)
+        rate = self.dropout.p if self.training else 0.0
+        return attention_band(ends_NM2, relation_MR, self.coefficients(), graph, rate)
+
+
+def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
+    """Sum of the sources' values: (G, S, H, K) attention and (N, D) values → (N, H, D).
 
     A row of padding has no edge; a softmax over none is uniform, so it receives the mean of its dialogue's rows.
     """
-    hood = graph.neighbourhood
-    heads = [
-        hood.unblock(torch.bmm(attention_GSK, hood.windows(values_ND)))
-        for attention_GSK, values_ND in zip(attention, values_NHD.unbind(1), strict=True)
-    ]
-    sums_NHD = torch.stack(heads, dim=1)
+    sums_NHD = mix(attention, values_ND, graph.neighbourhood)
     batch = graph.batch
     if batch.present is None:
         return sums_NHD
-    means_NHD = batch.pad(values_NHD).mean(1)[batch.dialogues]
-    return torch.where(batch.present[:, None, None], sums_NHD, means_NHD)
+    means_ND = batch.pad(values_ND).mean(1)[batch.dialogues]
+    return torch.where(batch.present[:, None, None], sums_NHD, means_ND[:, None])
 
 
 class HeadNorm(nn.Module):
@@ -92,9 +137,9 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(heads, dim))
         self.bias = nn.Parameter(torch.zeros(heads, dim))
 
-    def forward(self, x_NHD: Tensor) -> Tensor:
-        """(N, H, D) → (N, H, D)."""
-        return F.layer_norm(x_NHD, x_NHD.shape[-1:], eps=1e-5) * self.weight + self.bias
+    def forward(self, x_NHD: Tensor, scale: float = 1.0) -> Tensor:
+        """GELU(scale · norm): (N, H, D) → (N, H, D)."""
+        return head_norm_gelu(x_NHD, scale * self.weight, scale * self.bias)
 
 
 class GraphBlock(nn.Module):
@@ -122,7 +167,7 @@ class GraphBlock(nn.Module):
         self.activation = nn.Sequential(*activations)
         self.linear = nn.Linear(hidden_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim, eps=1e-5)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor, graph: RelationGraph) -> Tensor:
         """(N, D) → (N, D)."""

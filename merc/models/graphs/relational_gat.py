@@ -1,13 +1,12 @@
 """Graph attention, with and without relations: the additive attention of DiffRGCN without the difference."""
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from merc.models.graphs.neighbourhood import RelationGraph
-from merc.models.graphs.relational import GraphBlock, HeadNorm, RelationalScores, aggregate, xavier
+from merc.models.graphs.relational import GraphAttention, GraphBlock, HeadNorm, RelationalScores
 
 
-class RelationalAttention(nn.Module):
+class RelationalAttention(GraphAttention):
     """Graph attention heads (Veličković et al., 2018), with a score per relation or without.
 
     Args:
@@ -19,17 +18,13 @@ class RelationalAttention(nn.Module):
     """
 
     def __init__(self, in_dim: int, out_dim: int, heads: int, dropout: float, relational: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(xavier(heads, in_dim, out_dim, fan=in_dim + out_dim))
-        self.scores = RelationalScores(heads, out_dim, tables=int(relational), split=False)
-        self.dropout = nn.Dropout(dropout)
+        scores = RelationalScores(heads, out_dim, tables=int(relational), split=False)
+        super().__init__(in_dim, out_dim, heads, maps_per_head=1, scores=scores, dropout=dropout)
         self.norm = HeadNorm(heads, out_dim)
 
     def forward(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, in_dim) → (N, H, D)."""
-        heads, _, dim = self.weight.shape
-        z_NHD = (x_NI @ self.weight.transpose(0, 1).flatten(1)).unflatten(1, (heads, dim))
-        return F.gelu(self.norm(aggregate(self.dropout(self.scores(z_NHD, graph)), z_NHD, graph)))
+        return self.norm(self.aggregate(x_NI, graph))
 
 
 class RelationalGAT(GraphBlock):

@@ -1,0 +1,171 @@
+"""Attention among the utterances of each dialogue, on packed rows.
+
+It goes through the batch in tiles of dialogues of similar length (:attr:`ConversationBatch.tiles`), a long one in
+pieces of :data:`PIECE` receiving utterances. No map is kept: the backward pass computes them again, so that memory grows
+with the rows of a batch, not with the square of a dialogue's length.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from merc.data.conversation import ConversationBatch
+from merc.models.dropout import RandomBytes, apply_mask, keep_mask, keep_scale
+from merc.models.precision import lower_precision
+
+PIECE = 64
+"""Receiving utterances that are treated at a time in dialogues with more pairs than a tile."""
+
+PAIRS = 2**15
+
+
+def attend(
+    query_NMQ: Tensor,
+    key_NMQ: Tensor,
+    value_NHV: Tensor,
+    batch: ConversationBatch,
+    dropout: float,
+    *,
+    difference: bool = False,
+    to_padding: bool = False,
+    window: int | None = None,
+) -> Tensor:
+    """Scaled dot-product attention, dropout(softmax(q kᵀ)) v, among the utterances of each dialogue.
+
+    Args:
+        query_NMQ: queries of M maps, already scaled.
+        key_NMQ: keys.
+        value_NHV: values of H heads.
+        batch: the dialogues; if causal, no utterance receives from a later one.
+        dropout: probability with which an entry of a head's attention is dropped.
+        difference: a head is the difference of two maps, M = 2H: maps 2h minus 2h+1. Otherwise M = H.
+        to_padding: rows of padding, if there are any, are attended to as well.
+        window: utterances before and after that are attended to; None: the whole dialogue.
+
+    Returns:
+        (N, H, V).
+    """
+    query_NMQ, key_NMQ, value_NHV = lower_precision(query_NMQ, key_NMQ, value_NHV)
+    layout = _Layout(batch, None if to_padding else batch.present, window)
+    return cast(Tensor, _Attend.apply(query_NMQ, key_NMQ, value_NHV, layout, dropout, difference))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    batch: ConversationBatch
+    present: Tensor | None
+    window: int | None
+
+    def pieces(self, tile: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
+        """Receiving utterances of a tile, those they receive from, and what to add to the scores.
+
+        The last is (B', 1, Q, K) or broadcastable, a huge negative number where nothing is received; None: nowhere.
+        """
+        length = tile.shape[1]
+        step = length if tile.numel() * length <= PAIRS else min(length, PIECE)
+        reach = length if self.window is None else self.window
+        for start in range(0, length, step):
+            end = min(start + step, length)
+            first, last = max(0, start - reach), end if self.batch.causal else min(length, end + reach)
+            yield slice(start, end), slice(first, last), self._absent(tile, (start, end), (first, last))
+
+    def _absent(self, tile: Tensor, receivers: tuple[int, int], sources: tuple[int, int]) -> Tensor | None:
+        columns = tile[:, slice(*sources)]
+        visible = columns[:, None, None] < self.rows
+        if self.present is not None:
+            visible = visible & self.present[columns.clamp_max(self.rows - 1)][:, None, None]
+        distance = torch.arange(*sources, device=tile.device) - torch.arange(*receivers, device=tile.device)[:, None]
+        if self.batch.causal:
+            visible = visible & (distance <= 0)
+        if self.window is not None:
+            visible = visible & (distance.abs() <= self.window)
+        absent = torch.zeros(visible.shape, device=tile.device)
+        return absent.masked_fill_(~visible, torch.finfo(torch.float32).min / 2)
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return sum(self.batch.lengths)
+
+    def gather(self, x_NHD: Tensor, tile: Tensor) -> Tensor:
+        """(N, H, D) → (B', H, L', D): the rows of a tile, any row where there is none."""
+        rows = tile.flatten().clamp_max(self.rows - 1)
+        return x_NHD.index_select(0, rows).unflatten(0, tile.shape).transpose(1, 2).contiguous()
+
+    def scatter(self, x_BHLD: Tensor, tile: Tensor, out_NHD: Tensor) -> None:
+        """Write a tile's rows where they belong; ``out_NHD`` has one row more than the batch, for the others."""
+        out_NHD.index_copy_(0, tile.flatten(), x_BHLD.transpose(1, 2).flatten(0, 1))
+
+    def like(self, x_NHD: Tensor) -> Tensor:
+        """An empty tensor to scatter to."""
+        return x_NHD.new_empty(self.rows + 1, *x_NHD.shape[1:])
+
+
+class _Attend(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_NMQ: Tensor,
+        key_NMQ: Tensor,
+        value_NHV: Tensor,
+        layout: _Layout,
+        dropout: float,
+        difference: bool,
+    ) -> Tensor:
+        source = RandomBytes.draw(dropout, query_NMQ.device)
+        ctx.layout, ctx.dropout, ctx.difference, ctx.source = layout, dropout, difference, source
+        ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
+        out_NHV = layout.like(value_NHV)
+        for tile in layout.batch.tiles:
+            query, key, value = (layout.gather(x, tile) for x in (query_NMQ, key_NMQ, value_NHV))
+            out = torch.empty_like(value)
+            for receivers, sources, absent in layout.pieces(tile):
+                attention = _heads(_maps(query[:, :, receivers], key[:, :, sources], absent), difference)
+                kept = apply_mask(attention, keep_mask(attention, dropout, source), keep_scale(dropout))
+                out[:, :, receivers] = kept.to(value.dtype) @ value[:, :, sources]
+            layout.scatter(out, tile, out_NHV)
+        return out_NHV[:-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NHV: Tensor) -> tuple[Tensor | None, ...]:
+        layout: _Layout = ctx.layout
+        source, scale = ctx.source and ctx.source.again(), keep_scale(ctx.dropout)
+        gradients = [layout.like(x) for x in ctx.saved_tensors]
+        for tile in layout.batch.tiles:
+            query, key, value = (layout.gather(x, tile) for x in ctx.saved_tensors)
+            # What is computed for receiving rows that are none must not reach their sources.
+            incoming = layout.gather(gradient_NHV, tile) * (tile < layout.rows)[:, None, :, None].to(gradient_NHV.dtype)
+            of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+            for receivers, sources, absent in layout.pieces(tile):
+                queries, keys, values = query[:, :, receivers], key[:, :, sources], value[:, :, sources]
+                maps = _maps(queries, keys, absent)
+                attention = _heads(maps, ctx.difference)
+                mask = keep_mask(attention, ctx.dropout, source)
+                kept = apply_mask(attention, mask, scale).to(value.dtype)
+                of_value[:, :, sources] += kept.transpose(-1, -2) @ incoming[:, :, receivers]
+                of_heads = apply_mask((incoming[:, :, receivers] @ values.transpose(-1, -2)).float(), mask, scale)
+                of_maps = torch.stack([of_heads, -of_heads], dim=2).flatten(1, 2) if ctx.difference else of_heads
+                of_scores = torch._softmax_backward_data(of_maps, maps, -1, maps.dtype).to(query.dtype)
+                of_query[:, :, receivers] = of_scores @ keys
+                of_key[:, :, sources] += of_scores.transpose(-1, -2) @ queries
+            for x_BHLD, out_NHD in zip((of_query, of_key, of_value), gradients, strict=True):
+                layout.scatter(x_BHLD, tile, out_NHD)
+        of_query, of_key, of_value = (out_NHD[:-1] for out_NHD in gradients)
+        return of_query, of_key, of_value, None, None, None
+
+
+def _maps(query: Tensor, key: Tensor, absent: Tensor | None) -> Tensor:
+    """(B', M, Q, K) softmax of the scores, in single precision."""
+    scores = (query @ key.transpose(-1, -2)).float()
+    return (scores if absent is None else scores.add_(absent)).softmax(-1)
+
+
+def _heads(maps: Tensor, difference: bool) -> Tensor:
+    """(B', M, Q, K) maps → (B', H, Q, K) attention."""
+    return maps[:, 0::2] - maps[:, 1::2] if difference else maps

@@ -1,0 +1,124 @@
+"""Dropout whose masks cost little on the CPU.
+
+PyTorch draws one mask entry after the other on the CPU, at ten times the cost of the product it serves. Here a mask is
+made of random bytes, so a dropout probability is rounded to the next multiple of 1/256, and survivors are scaled by
+what was really kept. Other devices use PyTorch's own dropout.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+LEVELS = 256
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` with cheap masks on the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop entries with probability p in training, and scale the others by 1/(1 − p)."""
+        return dropout(x, self.p) if self.training else x
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Drop entries with probability p and scale the others by 1/(1 − p); p is rounded to a multiple of 1/256."""
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    mask = keep_mask(x, p, RandomBytes.draw(p, x.device))
+    return x if mask is None else cast(Tensor, _Masked.apply(x, mask, keep_scale(p)))  # type: ignore[no-untyped-call]
+
+
+class _Masked(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.scale = scale
+        return apply_mask(x, mask, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return apply_mask(gradient, mask, ctx.scale), None, None
+
+
+def keep_mask(like: Tensor, p: float, source: "RandomBytes | None") -> Tensor | None:
+    """Uint8 mask in the shape of a tensor, 0 where an entry is dropped, else 1; None: nothing is."""
+    dropped = round(p * LEVELS)
+    if dropped == 0 or source is None:
+        return None
+    if dropped == LEVELS:
+        return torch.zeros(like.shape, dtype=torch.uint8, device=like.device)
+    # Clamping and subtracting bytes is several times faster than a comparison, which yields bool.
+    return source.take(like.numel()).clamp_(dropped - 1, dropped).sub_(dropped - 1).view(like.shape)
+
+
+def keep_scale(p: float) -> float:
+    """1/(1 − p) with p as rounded; 0 for p = 1."""
+    kept = LEVELS - round(p * LEVELS)
+    return LEVELS / kept if kept else 0.0
+
+
+def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """X · mask · scale; x itself where there is no mask."""
+    if mask is None:
+        return x
+    return torch.addcmul(x.new_zeros(()), x, mask.to(x.dtype), value=scale)
+
+
+_COUNTERS = torch.empty(0, dtype=torch.int32)
+
+
+def _counters(count: int) -> Tensor:
+    """(count,) int32 multiples 0, w, 2w … of an odd w (Weyl sequence); computed once, for the longest seen."""
+    global _COUNTERS
+    if len(_COUNTERS) < count:
+        _COUNTERS = torch.arange(count, dtype=torch.int32).mul_(-0x61C88647)
+    return _COUNTERS[:count]
+
+
+class RandomBytes:
+    """A stream of random bytes that starts again with the same numbers when it is made with the same key.
+
+    On the CPU a counter-based generator: a multiply-and-shift hash of 32-bit counters, whose steps run vectorised and
+    on all threads. On other devices PyTorch's own.
+
+    Args:
+        key: two 32-bit numbers.
+        device: where the bytes are wanted.
+    """
+
+    def __init__(self, key: tuple[int, int], device: torch.device) -> None:
+        self.key = key
+        self.device = device
+        self._used = 0
+        self._generator = None if device.type == "cpu" else torch.Generator(device).manual_seed(key[0] ^ key[1] << 32)
+
+    @classmethod
+    def draw(cls, p: float, device: torch.device) -> "RandomBytes | None":
+        """A stream keyed by PyTorch's CPU generator, which moves on by two numbers; None if p = 0."""
+        if p == 0:
+            return None
+        offset, key = torch.randint(-(2**31), 2**31, (2,)).tolist()
+        return cls((offset, key), device)
+
+    def again(self) -> "RandomBytes":
+        """The same stream from its start."""
+        return RandomBytes(self.key, self.device)
+
+    def take(self, count: int) -> Tensor:
+        """The next (count,) uint8 numbers, from 0 to 255."""
+        if self._generator is not None:
+            return torch.randint(256, (count,), dtype=torch.uint8, device=self.device, generator=self._generator)
+        start, length = self._used, -(-count // 4)
+        self._used += length
+        words = _counters(length).add((self.key[0] - 0x61C88647 * start + 2**31) % 2**32 - 2**31)
+        shifted = torch.empty_like(words)
+        for shift, factor in ((16, 0x7FEB352D), (15, -0x7B935975), (16, 1)):
+            torch.bitwise_right_shift(words, shift, out=shifted)  # arithmetic: the mask makes it logical
+            words.bitwise_xor_(shifted.bitwise_and_((1 << 32 - shift) - 1)).add_(self.key[1]).mul_(factor)
+        return words.view(torch.uint8)[:count]

@@ -1,0 +1,161 @@
+"""The operations that graph attention spends its time in, each with a backward pass of its own.
+
+They compute on the (G, S, K) bands of a :class:`merc.models.graphs.neighbourhood.Neighbourhood`: G blocks of S
+receiving rows with K candidates each. H heads share the rows; M maps of attention make the heads, two per head where
+the maps are subtracted. What BLAS can read where it lies is not copied.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from merc.models.dropout import RandomBytes, apply_mask, keep_mask, keep_scale
+from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph
+
+SLOPE = 0.2
+
+
+def attention_band(
+    ends_NM2: Tensor, relation_MR: Tensor | None, coefficients_H: Tensor | None, graph: RelationGraph, dropout: float
+) -> Tensor:
+    """Attention from additive scores, A = dropout(P) or, with coefficients, dropout(P_1 − λ·P_2).
+
+    P = softmax over the sources j of LeakyReLU(left_i + right_j + score of the relation of i and j).
+
+    Args:
+        ends_NM2: what each row contributes to the score of an edge as its receiving and as its source end.
+        relation_MR: score of an edge of each direction, sources before, same, after; None: all 0.
+        coefficients_H: λ; maps 2h and 2h+1 make head h. None: every map is a head.
+        graph: where there are edges.
+        dropout: probability with which an entry of A is dropped.
+
+    Returns:
+        (G, S, H, K), 0 where there is no edge.
+    """
+    # In single precision, whatever autocast made of the inputs.
+    relation_MR, coefficients_H = (x if x is None else x.float() for x in (relation_MR, coefficients_H))
+    return cast(Tensor, _AttentionBand.apply(ends_NM2.float(), relation_MR, coefficients_H, graph, dropout))  # type: ignore[no-untyped-call]
+
+
+class _AttentionBand(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ends_NM2: Tensor,
+        relation_MR: Tensor | None,
+        coefficients_H: Tensor | None,
+        graph: RelationGraph,
+        dropout: float,
+    ) -> Tensor:
+        hood = graph.neighbourhood
+        left_GSM = hood.blocks(ends_NM2[..., 0])
+        right_GMK = hood.windows(ends_NM2[..., 1]).transpose(1, 2).contiguous()
+        scores = left_GSM[..., None] + right_GMK[:, None]
+        if relation_MR is not None:
+            scores += relation_MR[:, graph.direction].transpose(0, 1)
+        F.leaky_relu(scores, SLOPE, inplace=True)
+        scores += graph.absent[:, :, None]
+        maps = scores.softmax(-1)
+        if graph.has_isolated_rows:  # only there does the softmax leave anything where there is no edge
+            maps *= graph.connected[:, :, None]
+        attention = maps if coefficients_H is None else _difference(maps, coefficients_H)
+        mask = keep_mask(attention, dropout, RandomBytes.draw(dropout, attention.device))
+        ctx.graph, ctx.scale = graph, keep_scale(dropout)
+        ctx.save_for_backward(scores, maps, mask, relation_MR, coefficients_H)
+        return apply_mask(attention, mask, ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scores, maps, mask, relation_MR, coefficients_H = ctx.saved_tensors
+        hood: Neighbourhood = ctx.graph.neighbourhood
+        gradient = apply_mask(gradient, mask, ctx.scale)
+        of_coefficients = None
+        if coefficients_H is not None:
+            of_coefficients = -(gradient * maps[:, :, 1::2]).sum((0, 1, 3))
+            gradient = torch.stack([gradient, gradient * -coefficients_H[:, None]], dim=3).flatten(2, 3)
+        gradient = torch._softmax_backward_data(gradient, maps, -1, maps.dtype)
+        gradient = torch.ops.aten.leaky_relu_backward(gradient, scores, SLOPE, True)
+        left_NM = hood.unblock(gradient.sum(-1))
+        right_NM = hood.fold(gradient.sum(1).transpose(1, 2))
+        of_relation = None
+        if relation_MR is not None:
+            per_offset_MSK = gradient.sum(0).transpose(0, 1)
+            of_relation = torch.zeros_like(relation_MR).index_add_(
+                1, ctx.graph.direction.flatten(), per_offset_MSK.flatten(1)
+            )
+        return torch.stack([left_NM, right_NM], dim=-1), of_relation, of_coefficients, None, None
+
+
+def _difference(maps: Tensor, coefficients_H: Tensor) -> Tensor:
+    """(G, S, 2H, K) maps → (G, S, H, K): the first of each pair minus λ times the second."""
+    return torch.addcmul(maps[:, :, 0::2], maps[:, :, 1::2], coefficients_H[:, None], value=-1)
+
+
+def mix(attention: Tensor, values_ND: Tensor, hood: Neighbourhood) -> Tensor:
+    """Sum of the sources' values: (G, S, H, K) attention and (N, D) values, the same for all heads → (N, H, D)."""
+    return cast(Tensor, _Mix.apply(attention.to(values_ND.dtype), values_ND, hood))  # type: ignore[no-untyped-call]
+
+
+class _Mix(Function):
+    """One product per block, which reads its window out of the rows where they lie."""
+
+    @staticmethod
+    def forward(ctx: Any, attention: Tensor, values_ND: Tensor, hood: Neighbourhood) -> Tensor:
+        ctx.hood = hood
+        heads = attention.shape[2]
+        out_NHD = values_ND.new_empty(hood.rows, heads, values_ND.shape[1])
+        windows_GKD = hood.windows(values_ND)
+        ctx.save_for_backward(attention, windows_GKD)
+        for blocks, rows, size in hood.spans():
+            weights = attention[blocks, :size].flatten(1, 2)
+            torch.bmm(weights, windows_GKD[blocks], out=out_NHD[rows].view(-1, size * heads, values_ND.shape[1]))
+        return out_NHD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NHD: Tensor) -> tuple[Tensor, Tensor, None]:
+        attention, windows_GKD = ctx.saved_tensors
+        hood: Neighbourhood = ctx.hood
+        heads, dim = attention.shape[2], windows_GKD.shape[2]
+        of_attention = torch.zeros_like(attention)
+        of_windows_GKD = windows_GKD.new_empty(windows_GKD.shape)
+        gradient_NHD = gradient_NHD.contiguous()
+        for blocks, rows, size in hood.spans():
+            incoming = gradient_NHD[rows].view(-1, size * heads, dim)
+            weights = attention[blocks, :size].flatten(1, 2)
+            torch.bmm(weights.transpose(1, 2), incoming, out=of_windows_GKD[blocks])
+            of_weights = torch.bmm(incoming, windows_GKD[blocks].transpose(1, 2))
+            of_attention[blocks, :size] = of_weights.unflatten(1, (size, heads))
+        return of_attention, hood.fold(of_windows_GKD), None
+
+
+def per_head_linear(x_NHI: Tensor, weight_HIO: Tensor) -> Tensor:
+    """Rows of each head times that head's weight: (N, H, I), (H, I, O) → (N, H, O)."""
+    return cast(Tensor, _PerHeadLinear.apply(x_NHI, weight_HIO.to(x_NHI.dtype)))  # type: ignore[no-untyped-call]
+
+
+class _PerHeadLinear(Function):
+    """A product per head, written where it belongs: a batched product would have to transpose rows and heads."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NHI: Tensor, weight_HIO: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NHI, weight_HIO)
+        out_NHO = x_NHI.new_empty(*x_NHI.shape[:2], weight_HIO.shape[2])
+        for head, weight_IO in enumerate(weight_HIO):
+            torch.mm(x_NHI[:, head], weight_IO, out=out_NHO[:, head])
+        return out_NHO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NHO: Tensor) -> tuple[Tensor, Tensor]:
+        x_NHI, weight_HIO = ctx.saved_tensors
+        of_x_NHI, of_weight_HIO = torch.empty_like(x_NHI), torch.empty_like(weight_HIO)
+        for head, weight_IO in enumerate(weight_HIO):
+            torch.mm(gradient_NHO[:, head], weight_IO.T, out=of_x_NHI[:, head])
+            torch.mm(x_NHI[:, head].T, gradient_NHO[:, head], out=of_weight_HIO[head])
+        return of_x_NHI, of_weight_HIO
