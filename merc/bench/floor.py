@@ -4,11 +4,9 @@ A linear map from I to O channels of N rows costs one product forward, one for t
 its input is data, one for the gradient of its input: 2·N·I·O floating-point operations each.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -146,36 +144,27 @@ class Floor:
 
     Args:
         batches: the linear maps of each batch.
+        training: the gradients' products, too.
         dtype: float32, or bfloat16.
         device: where to compute.
     """
 
     def __init__(
-        self, batches: Sequence[Sequence[LinearMap]], dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        batches: Iterable[Iterable[LinearMap]],
+        training: bool,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.batches = batches
         self.options: dict[str, Any] = {"dtype": dtype, "device": device}
-        self.steps = {training: self._prepare(training) for training in (True, False)}
-
-    @cached_property
-    def _buffers(self) -> dict[tuple[str, int, int], Tensor]:
-        return {}
-
-    def _buffer(self, role: str, rows: int, columns: int, most: int | None = None) -> Tensor:
-        """The first ``rows`` of a (most, columns) tensor that products of the same role and width share."""
-        shape = (rows if most is None else most, columns)
-        buffer = self._buffers.setdefault((role, *shape), torch.randn(shape, **self.options))
-        return buffer[:rows]
-
-    def _prepare(self, training: bool) -> list[Callable[[], Any]]:
-        most = max(linear_map.rows for maps in self.batches for linear_map in maps)
-        return [
-            step for maps in self.batches for linear_map in maps for step in self._products(linear_map, most, training)
-        ]
+        self.buffers: dict[tuple[str, int, int], Tensor] = {}
+        maps = [linear_map for batch in batches for linear_map in batch]
+        most = max(linear_map.rows for linear_map in maps)
+        self.products = [product for m in maps for product in self._products(m, most, training)]
 
     def _products(self, m: LinearMap, most: int, training: bool) -> Iterator[Callable[[], Any]]:
-        x_NI, dx_NI = (self._buffer(role, m.rows, m.inputs, most) for role in ("x", "dx"))
-        y_NO, dy_NO = (self._buffer(role, m.rows, m.outputs, most) for role in ("y", "dy"))
+        x_NI, dx_NI = (self._buffer(role, most, m.inputs)[: m.rows] for role in ("x", "dx"))
+        y_NO, dy_NO = (self._buffer(role, most, m.outputs)[: m.rows] for role in ("y", "dy"))
         weight_OI, dweight_OI = (self._buffer(f"{role} of {m.weight}", m.outputs, m.inputs) for role in ("w", "dw"))
         yield lambda: torch.mm(x_NI, weight_OI.T, out=y_NO)
         if training:
@@ -183,10 +172,15 @@ class Floor:
             if not m.of_data:
                 yield lambda: torch.mm(dy_NO, weight_OI, out=dx_NI)
 
-    def run(self, training: bool) -> float:
-        """Seconds for all products once."""
-        with torch.inference_mode():
-            start = time.perf_counter()
-            for step in self.steps[training]:
-                step()
-            return time.perf_counter() - start
+    def _buffer(self, role: str, rows: int, columns: int) -> Tensor:
+        """A tensor that all products of the same role and shape share."""
+        key = (role, rows, columns)
+        if key not in self.buffers:
+            self.buffers[key] = torch.randn(rows, columns, **self.options)
+        return self.buffers[key]
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """All products once."""
+        for product in self.products:
+            product()
