@@ -56,8 +56,8 @@ class Worker:
             answer = self.connection.recv()
         except (EOFError, OSError) as error:
             raise MercError(
-                f"The process that measures '{self.name}' was killed, probably for want of memory. Free some, or measure "
-                "less: models=[...], size=0.5."
+                f"The process that measures '{self.name}' was killed, probably for want of memory. Free some, or "
+                "measure less: models=[...], size=0.5."
             ) from error
         if isinstance(answer, str):
             raise MercError(f"'{self.name}' cannot be measured: {answer}")

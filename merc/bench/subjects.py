@@ -191,7 +191,7 @@ class _StageClock(_EpochClock):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        self.watch.stop()
+        self.watch = Stopwatch()
         self.watch.start("framework")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
