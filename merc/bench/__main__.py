@@ -66,19 +66,15 @@ def _measure(model: str, corpus: str, store: Path, settings: Mapping[str, Any]) 
     def note(text: str) -> None:
         print(f"{model} on {corpus}: {text}", file=sys.stderr, flush=True)
 
-    samples = interleave(
-        subjects_of(model, (*overrides, f"data=synthetic_{corpus}", f"data.size={settings['size']}"), settings),
-        settings["rounds"],
-        settings["others_at_most"],
-        settings["retries"],
-        note,
-    )
+    generated = (*overrides, f"data=synthetic_{corpus}", f"data.size={settings['size']}")
+    patience = (settings["others_at_most"], settings["retries"])
+    samples = interleave(subjects_of(model, generated, settings), settings["rounds"], *patience, note)
     note("start-up and memory")
     return Group(
         corpus=corpus,
         model=model,
         samples=samples,
-        start_up=[processes.start_up(stored) for _ in range(settings["rounds"])],
+        start_up=[processes.start_up(stored, *patience) for _ in range(settings["rounds"])],
         resident=processes.peak(stored),
         data=processes.data_bytes(store),
     )

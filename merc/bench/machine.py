@@ -11,7 +11,7 @@ GUEST_FIELDS = 2  # the last two fields are contained in the first two
 
 
 class Idleness:
-    """How busy other processes keep the machine's cores while a block runs.
+    """How busy other processes keep the machine's cores while a block runs; child processes that ended count as own.
 
     Attributes:
         others: share of all cores' time that other processes had, 0 … 1; None where the system does not tell.
@@ -20,7 +20,7 @@ class Idleness:
     others: float | None = None
 
     def __enter__(self) -> Self:
-        self._started = (time.perf_counter(), time.process_time(), _busy_seconds())
+        self._started = (time.perf_counter(), _own_seconds(), _busy_seconds())
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -28,9 +28,14 @@ class Idleness:
         busy = _busy_seconds()
         if busy is None or busy_before is None:
             return
-        own = time.process_time() - own_before
+        own = _own_seconds() - own_before
         available = (time.perf_counter() - started) * (os.cpu_count() or 1)
-        self.others = max(0.0, (busy - busy_before - own) / available)
+        self.others = min(1.0, max(0.0, (busy - busy_before - own) / available))  # ticks are coarse
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
 
 
 def _busy_seconds() -> float | None:

@@ -9,6 +9,7 @@ from rich.console import Group as Several
 from rich.table import Table
 
 from merc.bench.ratios import Group, Ratio, ratios, spread
+from merc.bench.subjects import EVALUATION, Sample
 from merc.files import write_json, write_text
 from merc.reporting.tables import show
 
@@ -21,26 +22,28 @@ class Grid:
 
     Attributes:
         title: above it.
-        header: of the columns; the first two hold words, the others numbers.
+        header: of the columns.
         rows: the cells.
+        words: how many of the first columns hold words; the others hold numbers.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: int = 2
 
     def rich(self) -> Table:
         """For the terminal."""
         table = Table(title=self.title, title_justify="left")
         for i, column in enumerate(self.header):
-            table.add_column(column, justify="left" if i < 2 else "right")
+            table.add_column(column, justify="left" if i < self.words else "right")
         for row in self.rows:
             table.add_row(*row)
         return table
 
     def markdown(self) -> str:
         """For a file."""
-        rule = ["---" if i < 2 else "---:" for i in range(len(self.header))]
+        rule = ["---" if i < self.words else "---:" for i in range(len(self.header))]
         lines = [f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.rows)]
         return f"## {self.title}\n\n" + "\n".join(lines) + "\n"
 
@@ -127,14 +130,18 @@ def _details(group: Group) -> Iterator[Grid]:
     ]
     yield Grid(f"Seconds per epoch: {name}", ("subject", "part", "median", "quartiles", "rejected", "busy"), timed)
     rounds = group.samples["stages fp32"].rounds
-    medians = {stage: spread([sample.get(stage, 0.0) for sample in rounds]) for stage in rounds[0]}
-    training = {k: v for k, v in medians.items() if k != "write" and not k.startswith("evaluation")}
+    training = {stage: spread([sample.get(stage, 0.0) for sample in rounds]) for stage in _training_stages(rounds)}
     total = sum(value for value, _, _ in training.values())
     rows = [
-        ["training", stage, f"{v:.3f}", f"{lo:.3f}–{hi:.3f}", f"{v / total:.0%}"]
-        for stage, (v, lo, hi) in training.items()
+        [stage, f"{value:.3f}", f"{low:.3f}–{high:.3f}", f"{value / total:.0%}"]
+        for stage, (value, low, high) in training.items()
     ]
-    yield Grid(f"Where training time goes: {name}", ("part", "stage", "seconds", "quartiles", "share"), rows)
+    yield Grid(f"Where training time goes: {name}", ("stage", "seconds", "quartiles", "share"), rows, words=1)
+
+
+def _training_stages(rounds: Sequence[Sample]) -> list[str]:
+    stages = dict.fromkeys(stage for sample in rounds for stage in sample)
+    return [stage for stage in stages if stage != "write" and not stage.startswith(EVALUATION)]
 
 
 def _spread(values: Sequence[float]) -> tuple[str, str]:

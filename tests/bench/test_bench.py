@@ -14,7 +14,7 @@ from merc.bench.__main__ import bench, subjects_of
 from merc.bench.interleave import Samples, interleave
 from merc.bench.machine import Idleness, peak_resident
 from merc.bench.ratios import Group, ratios, spread
-from merc.bench.results import Grid
+from merc.bench.results import Grid, _training_stages
 from merc.bench.subjects import Sample, Stopwatch, Turns
 from merc.config import compose, plain
 from merc.errors import MercError
@@ -86,6 +86,11 @@ def test_a_stopwatch_charges_the_innermost() -> None:
 def test_spread_is_median_and_quartiles() -> None:
     assert spread([5.0, 1.0, 2.0, 4.0, 3.0]) == (3.0, 2.0, 4.0)
     assert spread([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_a_stage_that_only_later_rounds_have_is_shown() -> None:
+    rounds = [{"data": 1.0, "evaluation: data": 9.0, "write": 9.0}, {"data": 1.0, "forward: balancing": 1.0}]
+    assert _training_stages(rounds) == ["data", "forward: balancing"]
 
 
 def group(**subjects: list[Sample]) -> Group:
