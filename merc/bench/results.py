@@ -96,8 +96,8 @@ def _remarks(groups: Sequence[Group], settings: Mapping[str, Any]) -> Iterator[s
     if any(share is None for s in samples for share in s.others):
         yield "This system does not tell what other processes do: no sample could be thrown away for that."
     yield (
-        f"The plain reference was timed on {settings['reference_batches']} batches of each split and scaled to all "
-        "utterances of the split; it goes without balancing."
+        f"The plain reference was timed on {settings['reference_batches']} batches of each split and scaled to the "
+        "padded rows of the whole split; it goes without balancing."
     )
     if settings["size"] != 1:
         yield f"The data had {settings['size']:g} times the published number of dialogues."

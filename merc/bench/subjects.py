@@ -252,7 +252,7 @@ def loop(overrides: Sequence[str], turns: Turns) -> None:
 
 
 def reference(overrides: Sequence[str], turns: Turns, name: str, share: int) -> None:
-    """The plain reference of a model, over the first batches of each split, scaled to the utterances of all of them.
+    """The plain reference of a model, over the first batches of each split, scaled to the padded rows of all.
 
     Args:
         overrides: of the product's run.
@@ -265,7 +265,7 @@ def reference(overrides: Sequence[str], turns: Turns, name: str, share: int) -> 
     model = reference_of(name, build_model(config, info), config, info)
     optimizer = torch.optim.Adam(model.parameters(), config["optimizer"]["lr"])
     batches = {split: list(setting.batches(split)) for split in ("train", "test")}
-    scale = {split: _utterances(all_of) / _utterances(all_of[:share]) for split, all_of in batches.items()}
+    scale = {split: _padded_rows(all_of) / _padded_rows(all_of[:share]) for split, all_of in batches.items()}
 
     def loss(batch: ConversationBatch) -> Tensor:
         boxes = Boxes.of(batch, config["graph"]["past"], info.speaker_slots)
@@ -285,8 +285,8 @@ def reference(overrides: Sequence[str], turns: Turns, name: str, share: int) -> 
         turns.done({"train": seconds["train"] * scale["train"], "evaluate": seconds["evaluate"] * scale["test"]})
 
 
-def _utterances(batches: Sequence[ConversationBatch]) -> int:
-    return sum(sum(batch.lengths) for batch in batches)
+def _padded_rows(batches: Sequence[ConversationBatch]) -> int:
+    return sum(len(batch.lengths) * max(batch.lengths) for batch in batches)
 
 
 def _epoch(batches: Any, loss: Callable[[ConversationBatch], Tensor], optimizer: torch.optim.Optimizer) -> None:
