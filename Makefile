@@ -18,7 +18,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.merc-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train models test lint format wheel hooks clean
+.PHONY: help install train models bench test lint format wheel hooks clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -31,6 +31,9 @@ train: $(INSTALLED) ## Train AMB-DSGDN on generated conversations; ARGS="key=val
 
 models: $(INSTALLED) ## List the models: parameters, FLOPs per utterance, the part of each stage
 	$(BIN)/python -m merc.models
+
+bench: $(INSTALLED) ## Measure speed, memory and start-up against the floor; ARGS="rounds=3 models=[amb_dsgdn]"
+	$(BIN)/python -m merc.bench $(ARGS)
 
 test: $(INSTALLED) ## Run all tests, the slow ones too; ARGS="-k store" chooses, JOBS=8 runs more at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

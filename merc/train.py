@@ -1,6 +1,7 @@
 """``python -m merc.train``: one run trains, evaluates and writes a run folder."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,12 @@ def main() -> None:
     cli.run(train, "train")
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, Any]:
     """Train, evaluate and write the run folder; go on with the run that is there when ``resume`` is set.
 
     Args:
         cfg: the composed configuration, see conf/train.yaml.
+        observers: callbacks that only look on, such as those that measure.
 
     Returns:
         The content of metrics.json (empty in the helper processes of a distributed run).
@@ -65,12 +67,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     folder = RunFolder(Path(cfg.run_dir) if cfg.run_dir else default_path(cfg, name))
     group = name if cfg.run_dir else folder.path.parent.name
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        _fit(config, folder, group)
+        _fit(config, folder, group, observers)
         return {}
     with claim(folder, config, resume=cfg.resume, overwrite=cfg.overwrite):
         if not folder.finished:
             write_json(folder.environment, describe_environment())
-            _fit(config, folder, group)
+            _fit(config, folder, group, observers)
     metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
     show(closing_tables(metrics, folder.path))
     return metrics
@@ -84,7 +86,7 @@ def _name(cfg: DictConfig) -> str:
     return f"{choices['model']}-{choices['data']}"
 
 
-def _fit(config: dict[str, Any], folder: RunFolder, group: str) -> None:
+def _fit(config: dict[str, Any], folder: RunFolder, group: str, observers: Sequence[L.Callback]) -> None:
     """Everything between an empty run folder, or a checkpoint in it, and a complete one."""
     seed_everything(config["seed"])
     data: ConversationDataModule = instantiate(config["data"], config["plugins"])
@@ -95,7 +97,7 @@ def _fit(config: dict[str, Any], folder: RunFolder, group: str) -> None:
         recorder = Recorder(folder)
         trainer = build_trainer(
             config,
-            callbacks=_train_callbacks(config, recorder),
+            callbacks=[*_train_callbacks(config, recorder), *observers],
             plugins=[AtomicCheckpoints()],
             logger=logger or False,
             default_root_dir=folder.path,

@@ -1,0 +1,1 @@
+"""How fast the product is, beside the least that any implementation must do and beside a plain one."""

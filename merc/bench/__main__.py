@@ -1,0 +1,113 @@
+"""``python -m merc.bench``: every ratio of the models' speed on this machine, from one run."""
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from omegaconf import DictConfig
+
+from merc import cli
+from merc.bench import processes, subjects
+from merc.bench.interleave import Subject, interleave
+from merc.bench.ratios import Group, Ratio
+from merc.bench.reference import REFERENCES
+from merc.bench.results import publish
+from merc.config import compose, plain
+from merc.data.corpora import CORPORA
+from merc.errors import MercError, nearest
+from merc.models.__main__ import model_names
+from merc.reporting.environment import describe_environment
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+COMMON = ("data.split=merged", "trainer=cpu")
+
+
+def main() -> None:
+    """The command."""
+    cli.run(bench, "bench")
+
+
+def bench(cfg: DictConfig) -> list[Ratio]:
+    """Measure what ``cfg`` names, write and print it.
+
+    Args:
+        cfg: the composed configuration, see conf/bench.yaml.
+
+    Raises:
+        MercError: an unknown model or corpus, a run that fails, or a folder that cannot be written.
+    """
+    settings = plain(cfg)
+    _refuse_unknown("models", settings["models"], model_names())
+    _refuse_unknown("corpora", settings["corpora"], list(CORPORA))
+    if settings["rounds"] < 1:
+        raise MercError(f"rounds={settings['rounds']}: give a number of at least 1.")
+    groups = []
+    with TemporaryDirectory() as folder:
+        for corpus in settings["corpora"]:
+            store = Path(folder) / corpus
+            processes.prepare(corpus, settings["size"], store)
+            groups += [_measure(model, corpus, store, settings) for model in settings["models"]]
+    return publish(groups, settings, describe_environment())
+
+
+def _refuse_unknown(key: str, given: list[str], valid: list[str]) -> None:
+    for name in given:
+        if name not in valid:
+            raise MercError(f"{key} names '{name}', which is none of {', '.join(valid)}.{nearest(name, valid)}")
+
+
+def _measure(model: str, corpus: str, store: Path, settings: Mapping[str, Any]) -> Group:
+    overrides = (f"model={model}", *COMMON, *settings["overrides"].split())
+    stored = (*overrides, f"data={corpus}", f"data.store={store}", "trainer.max_epochs=1")
+
+    def note(text: str) -> None:
+        print(f"{model} on {corpus}: {text}", file=sys.stderr, flush=True)
+
+    generated = (*overrides, f"data=synthetic_{corpus}", f"data.size={settings['size']}")
+    patience = (settings["others_at_most"], settings["retries"])
+    samples = interleave(subjects_of(model, generated, settings), settings["rounds"], *patience, note)
+    note("start-up and memory")
+    return Group(
+        corpus=corpus,
+        model=model,
+        samples=samples,
+        start_up=[processes.start_up(stored, *patience) for _ in range(settings["rounds"])],
+        resident=processes.peak(stored),
+        data=processes.data_bytes(store),
+    )
+
+
+def subjects_of(model: str, overrides: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Subject]:
+    """What is measured of a model: name → subject.
+
+    Args:
+        model: choice of ``model=…``.
+        overrides: of its training run.
+        settings: see conf/bench.yaml.
+    """
+
+    def run(subject: Any, precision: str, *more: str, **arguments: Any) -> Subject:
+        chosen = (*overrides, f"trainer.precision={PRECISIONS[precision]}", *more)
+        return partial(subject, chosen, **arguments)
+
+    chosen = {
+        f"{name} {precision}": run(subject, precision)
+        for precision in PRECISIONS
+        for name, subject in (("floor", subjects.floor), ("product", subjects.product))
+    }
+    chosen["loop fp32"] = run(subjects.loop, "fp32")
+    chosen["stages fp32"] = run(subjects.stages, "fp32")
+    if compose(overrides).balancing.policy is not None:
+        chosen["balancing adaptive"] = run(subjects.product, "fp32", "hyperparameters.warmup_epochs=0")
+        chosen["balancing none"] = run(subjects.product, "fp32", "balancing=none")
+    if model in REFERENCES:
+        share = {"name": model, "share": settings["reference_batches"]}
+        chosen["reference fp32"] = run(subjects.reference, "fp32", **share)
+    return chosen
+
+
+if __name__ == "__main__":
+    main()
