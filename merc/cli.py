@@ -4,14 +4,17 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -23,6 +26,9 @@ from hydra_plugins.merc import ExperimentSweeper
 from merc.config import CONFIG_MODULE, compose, expand_choices, modules_of, typed
 from merc.data.conversation import MODALITIES
 from merc.errors import MercError, nearest
+
+# The launchers' plugins bring a schema under the name of our configuration, which only helps.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C ended, as shells have it."""
@@ -38,12 +44,20 @@ def offered_groups(chosen: Mapping[str, Any]) -> str:
     """
     loader = GlobalHydra.instance().config_loader()
     groups = sorted({group.split("@")[0] for group in chosen if not group.startswith("hydra/")})
-    offered = {group: _offered(loader.get_group_options(group)) for group in groups}
+    offered = {group: _offered(loader.get_group_options(group)) or _nested(loader, group) for group in groups}
     return "\n".join(f"{group}: {', '.join(names)}" for group, names in offered.items() if names)
 
 
 def _offered(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
+
+
+def _nested(loader: ConfigLoader, group: str) -> list[str]:
+    """The choices of the folders in a group: ``method/name``."""
+    folders = loader.get_group_options(group, ObjectType.GROUP)
+    return [
+        f"{folder}/{name}" for folder in folders for name in _offered(loader.get_group_options(f"{group}/{folder}"))
+    ]
 
 
 OmegaConf.register_new_resolver("merc.groups", offered_groups, replace=True)
@@ -138,10 +152,14 @@ def explain(error: Exception, config_name: str) -> str | None:
         )
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, choice = error.missing_cfg_file.rsplit("/", 1)
-        options = _offered(error.options)
-        return f"'{choice}' is no choice of '{group}' ({', '.join(options)}).{nearest(choice, options)}"
+        options = _offered(error.options or [])
+        if not options:  # Hydra does not look into folders
+            group, choice = error.missing_cfg_file.split("/", 1)
+            options = sorted(_in_folders(group))
+        listed = f" ({', '.join(options)})" if options else ""
+        return f"'{choice}' is no choice of '{group}'{listed}.{nearest(choice, options)}"
     if unknown := re.search(r"Could not (?:override|delete(?: from config\.)?) '([^']+)'", text):
         key = typed(unknown.group(1))
         hint = nearest(key, _valid_keys(unknown.group(1), config_name))
@@ -151,6 +169,13 @@ def explain(error: Exception, config_name: str) -> str | None:
         return f"Say which '{mandatory.group(1)}' to use: {mandatory.group(1)}={'|'.join(options)}."
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
     return f"{text.splitlines()[0]}{cause}"
+
+
+def _in_folders(group: str) -> Iterator[str]:
+    """The choices in the folders of a group of merc's own: ``method/name``."""
+    for folder in (files(CONFIG_MODULE) / group).iterdir():
+        if folder.is_dir():
+            yield from (f"{folder.name}/{entry.name.removesuffix('.yaml')}" for entry in folder.iterdir())
 
 
 def _valid_keys(unknown: str, config_name: str) -> list[str]:

@@ -180,7 +180,7 @@ def _experiment(base: DictConfig) -> Experiment | None:
 
 
 def _refuse_shared_folders(plans: Sequence[Plan]) -> None:
-    runs = [plan.run_root / job.run for plan in plans for job in plan.jobs]
+    runs = [os.path.normpath(plan.run_root / job.run) for plan in plans for job in plan.jobs]
     if len(set(runs)) < len(runs):
         raise MercError(
             f"With this run_dir, {runs[0]} would hold several runs. Leave it out: every run has a folder of its own."
