@@ -13,11 +13,11 @@ from merc.errors import MercError, nearest
 from merc.reporting.tables import show
 from merc.sweeping.overview import read_sweeps, show_sweeps
 
-USAGE = """How far the sweeps of experiments are: jobs done, running, failed and waiting, the best so far, the time left.
+USAGE = """How far sweeps are: jobs done, running, failed and waiting, the best so far, the time that is left.
 
-  python -m merc.sweep status                                     all sweeps below runs/
-  python -m merc.sweep status amb_dsgdn/table4_modalities         those of one experiment
-  python -m merc.sweep status run_root=runs/smoke watch=true      of another folder, to the end
+  python -m merc.sweep status                                    every sweep below runs/
+  python -m merc.sweep status amb_dsgdn/table4_modalities        those of one experiment
+  python -m merc.sweep status run_root=runs/smoke watch=true     of another folder, refreshed until they end
 """
 _PAUSE = 2.0
 """Seconds between two looks with ``watch=true``."""
