@@ -1,6 +1,8 @@
 """One job of a sweep, in whatever process a launcher runs it."""
 
+import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,7 +55,8 @@ class SweepJob:
         if cfg.trainer.devices == 1 and cfg.trainer.accelerator != "cpu":
             claim_gpu()
         # Lightning starts the helpers of a distributed run with it, and environment.json shows it.
-        before, sys.argv = sys.argv, [self.program, *settings.overrides.task]
+        arguments, sys.argv = sys.argv, [self.program, *settings.overrides.task]
+        environment = dict(os.environ)
         try:
             self.command.job(cfg)
         except RunLockedError:
@@ -62,5 +65,18 @@ class SweepJob:
             report(error, self.command.config_name)
             return Outcome(Result.FAILED, str(error) or type(error).__name__)
         finally:
-            sys.argv = before
+            sys.argv = arguments
+            _leave_distributed_run(environment)
         return Outcome(Result.DONE)
+
+
+def _leave_distributed_run(environment: Mapping[str, str]) -> None:
+    """Forget the helpers of a distributed run, which have ended, and the port at which they were met.
+
+    Args:
+        environment: the variables before the run.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]

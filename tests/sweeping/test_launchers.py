@@ -109,6 +109,15 @@ def test_slurm_gets_an_array_with_the_resources_that_were_asked_for(experiments:
     assert re.search(r"^srun .* -m submitit.core._submit ", script, re.MULTILINE)
 
 
+def test_distributed_runs_follow_each_other(experiments: Path) -> None:
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.size=0.025", "seed=1,2"]
+    tiny = [setting for setting in TINY if not setting.startswith(("trainer=", "data.size"))]
+    command = [sys.executable, "-m", "merc.train", "-m", *tiny]
+    done = subprocess.run([*command, *two], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("Sweep of 2 jobs: 2 done\n")
+
+
 def test_a_job_that_dies_is_told_and_taken_up_again(experiments: Path) -> None:
     """A process that is killed in a launcher's hands: the sweep ends with its error, and the next one completes it."""
     settings = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.max_epochs=40", *TINY[:-1]]
