@@ -56,7 +56,7 @@ hooks: $(INSTALLED) ## Check style and types at every git commit
 
 clean: ## Remove the environment, build products and caches; runs/ and stores/ stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find conf merc tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find conf experiments hydra_plugins merc tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Made again when the requirements change.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)

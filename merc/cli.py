@@ -4,23 +4,31 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from hydra_plugins.merc import ExperimentSweeper
 from merc.config import CONFIG_MODULE, compose, expand_choices, modules_of, typed
 from merc.data.conversation import MODALITIES
 from merc.errors import MercError, nearest
-from merc.memory import keep_freed_memory
+
+# The launchers' plugins bring a schema under the name of our configuration, which only helps.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C ended, as shells have it."""
@@ -36,12 +44,20 @@ def offered_groups(chosen: Mapping[str, Any]) -> str:
     """
     loader = GlobalHydra.instance().config_loader()
     groups = sorted({group.split("@")[0] for group in chosen if not group.startswith("hydra/")})
-    offered = {group: _offered(loader.get_group_options(group)) for group in groups}
+    offered = {group: _offered(loader.get_group_options(group)) or _nested(loader, group) for group in groups}
     return "\n".join(f"{group}: {', '.join(names)}" for group, names in offered.items() if names)
 
 
 def _offered(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
+
+
+def _nested(loader: ConfigLoader, group: str) -> list[str]:
+    """The choices of the folders in a group: ``method/name``."""
+    folders = loader.get_group_options(group, ObjectType.GROUP)
+    return [
+        f"{folder}/{name}" for folder in folders for name in _offered(loader.get_group_options(f"{group}/{folder}"))
+    ]
 
 
 OmegaConf.register_new_resolver("merc.groups", offered_groups, replace=True)
@@ -59,28 +75,44 @@ def run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     # Hydra otherwise prints and exits by itself, before anybody can explain.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    keep_freed_memory()
-    failures: list[Exception] = []
-
-    def guarded(cfg: DictConfig) -> None:
-        try:
-            _check_overrides(cfg, config_name)
-            job(cfg)
-        except Exception as error:
-            _report(error, config_name)
-            failures.append(error)
-
+    # Hydra finds it by itself in an installed wheel, and not in an editable installation.
+    Plugins.instance().register(ExperimentSweeper)
+    command = Command(job, config_name)
     try:
         sys.argv[1:] = expand_choices([_quote(argument) for argument in sys.argv[1:]])
-        hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=config_name)(guarded)()
+        hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=config_name)(command)()
     except (MercError, HydraException, OmegaConfBaseException) as error:
-        _report(error, config_name)
+        report(error, config_name)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "Interrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    if failures:
+    if command.failed:
         sys.exit(1)
+
+
+@dataclass
+class Command:
+    """What Hydra calls with a composed configuration: the job, and what becomes of its errors.
+
+    Args:
+        job: does the work.
+        config_name: primary configuration in conf/.
+    """
+
+    job: Callable[[DictConfig], Any]
+    config_name: str
+    failed: bool = False
+
+    def __call__(self, cfg: DictConfig) -> None:
+        """Check what was asked for and do it; explain what goes wrong, so that other jobs of a multirun still run."""
+        try:
+            settings = HydraConfig.get()
+            check_overrides(cfg, settings.overrides.task, settings.runtime.choices, self.config_name)
+            self.job(cfg)
+        except Exception as error:
+            report(error, self.config_name)
+            self.failed = True
 
 
 def _quote(argument: str) -> str:
@@ -90,8 +122,9 @@ def _quote(argument: str) -> str:
     return f'{key}="{value}"' if plain_value and not argument.startswith("-") else argument
 
 
-def _report(error: Exception, config_name: str) -> None:
-    message = str(error) if isinstance(error, MercError) else _explain(error, config_name)
+def report(error: Exception, config_name: str) -> None:
+    """Print an error: a mistake of the user in one line, anything else with its traceback."""
+    message = explain(error, config_name)
     if message is None or _verbose():
         traceback.print_exception(error)
     if message is not None:
@@ -103,8 +136,10 @@ def _verbose() -> bool:
     return any(argument.startswith("hydra.verbose=") and not argument.endswith("=false") for argument in sys.argv)
 
 
-def _explain(error: Exception, config_name: str) -> str | None:
-    """A composition error in one sentence with the nearest valid name; None when it is no mistake of the user."""
+def explain(error: Exception, config_name: str) -> str | None:
+    """A mistake in one sentence, of composition with the nearest valid name; None when it is no mistake of the user."""
+    if isinstance(error, MercError):
+        return str(error)
     text = str(error).strip()
     if isinstance(error, MissingMandatoryValue):
         return f"{text.splitlines()[0]}. Give it a value on the command line: key=value."
@@ -117,10 +152,14 @@ def _explain(error: Exception, config_name: str) -> str | None:
         )
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, choice = error.missing_cfg_file.rsplit("/", 1)
-        options = _offered(error.options)
-        return f"'{choice}' is no choice of '{group}' ({', '.join(options)}).{nearest(choice, options)}"
+        options = _offered(error.options or [])
+        if not options:  # Hydra does not look into folders
+            group, choice = error.missing_cfg_file.split("/", 1)
+            options = sorted(_in_folders(group))
+        listed = f" ({', '.join(options)})" if options else ""
+        return f"'{choice}' is no choice of '{group}'{listed}.{nearest(choice, options)}"
     if unknown := re.search(r"Could not (?:override|delete(?: from config\.)?) '([^']+)'", text):
         key = typed(unknown.group(1))
         hint = nearest(key, _valid_keys(unknown.group(1), config_name))
@@ -130,6 +169,13 @@ def _explain(error: Exception, config_name: str) -> str | None:
         return f"Say which '{mandatory.group(1)}' to use: {mandatory.group(1)}={'|'.join(options)}."
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
     return f"{text.splitlines()[0]}{cause}"
+
+
+def _in_folders(group: str) -> Iterator[str]:
+    """The choices in the folders of a group of merc's own: ``method/name``."""
+    for folder in (files(CONFIG_MODULE) / group).iterdir():
+        if folder.is_dir():
+            yield from (f"{folder.name}/{entry.name.removesuffix('.yaml')}" for entry in folder.iterdir())
 
 
 def _valid_keys(unknown: str, config_name: str) -> list[str]:
@@ -151,11 +197,19 @@ def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _check_overrides(cfg: DictConfig, config_name: str) -> None:
-    """Refuse what composes but cannot be meant: keys that nothing reads, deletions, values of another kind."""
-    settings = HydraConfig.get()
-    choices = settings.runtime.choices
-    parsed = OverridesParser.create().parse_overrides(list(settings.overrides.task))
+def check_overrides(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any], config_name: str) -> None:
+    """Refuse what composes but cannot be meant: keys that nothing reads, deletions, values of another kind.
+
+    Args:
+        cfg: the configuration that was composed.
+        overrides: those that it was composed with.
+        choices: group → what is chosen there, as Hydra lists it.
+        config_name: primary configuration in conf/.
+
+    Raises:
+        MercError: an override cannot be meant.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
     keys = {override.key_or_group: override for override in parsed if _group(override) not in choices}
     for key, override in keys.items():
         if override.is_add():

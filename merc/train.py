@@ -1,13 +1,14 @@
 """``python -m merc.train``: one run trains, evaluates and writes a run folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
@@ -22,6 +23,7 @@ from merc.config import check_plugins, instantiate, plain
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError
 from merc.files import write_json
+from merc.memory import keep_freed_memory
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
 from merc.ranges import refuse_out_of_range
 from merc.reporting.environment import describe_environment
@@ -31,8 +33,8 @@ from merc.reporting.predictions import predict, write_predictions
 from merc.reporting.progress import TrainingProgress
 from merc.reporting.quiet import quiet_lightning
 from merc.reporting.recorder import Recorder
-from merc.reporting.run_folder import RunFolder, claim, default_path
-from merc.reporting.tables import closing_tables, show
+from merc.reporting.run_folder import RunFolder, claim, run_name, run_path
+from merc.reporting.tables import closing_line, closing_tables, show
 from merc.resuming import AtomicCheckpoints, EpochSeeds, seed_everything
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
@@ -59,31 +61,45 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
         KeyboardInterrupt: the run was stopped; its message says how to go on.
     """
     quiet_lightning()
+    keep_freed_memory()
     config = plain(cfg)
-    refuse_contradictions(config)
-    refuse_out_of_range(config)
-    check_plugins(config["plugins"])
+    _refuse_single_experiment(config)
+    config.pop("experiment", None)  # says which table the run is for, and is the same run for another one
     name = _name(cfg)
-    folder = RunFolder(Path(cfg.run_dir) if cfg.run_dir else default_path(cfg, name))
+    folder = RunFolder(run_path(cfg, name))
     group = name if cfg.run_dir else folder.path.parent.name
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         _fit(config, folder, group, observers)
         return {}
     with claim(folder, config, resume=cfg.resume, overwrite=cfg.overwrite):
         if not folder.finished:
+            refuse_contradictions(config)
+            refuse_out_of_range(config)
+            check_plugins(config["plugins"])
             write_json(folder.environment, describe_environment())
             _fit(config, folder, group, observers)
     metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
-    show(closing_tables(metrics, folder.path))
+    if _sweeping():
+        print(closing_line(metrics, folder.path), flush=True)
+    else:
+        show(closing_tables(metrics, folder.path))
     return metrics
+
+
+def _sweeping() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _refuse_single_experiment(config: Mapping[str, Any]) -> None:
+    # The helpers of a distributed run are started with the overrides of one job.
+    if "experiment" in config and not _sweeping() and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        name = config["experiment"]["name"]
+        raise MercError(f"The experiment {name} is several runs. Add -m to run them: -m experiment={name}.")
 
 
 def _name(cfg: DictConfig) -> str:
     """``<model>-<data>``, the choices on the command line."""
-    if not HydraConfig.initialized():
-        return str(cfg.corpus.name)
-    choices = HydraConfig.get().runtime.choices
-    return f"{choices['model']}-{choices['data']}"
+    return run_name(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else str(cfg.corpus.name)
 
 
 def _fit(config: dict[str, Any], folder: RunFolder, group: str, observers: Sequence[L.Callback]) -> None:
@@ -202,4 +218,7 @@ def _close(
 
 
 if __name__ == "__main__":
+    # Other processes of a sweep find the functions of an importable module, not those of __main__.
+    from merc.train import main
+
     main()

@@ -136,7 +136,8 @@ def test_the_other_jobs_of_a_multirun_still_run(command: Command) -> None:
         if cfg.seed == 2:
             raise MercError("No second run. Leave it out.")
 
-    assert command(second_fails, "seed=1,2,3", "--multirun") == (1, "Error: No second run. Leave it out.\n")
+    summary = "Error: 1 of 3 jobs failed. The same command tries them again.\n"
+    assert command(second_fails, "seed=1,2,3", "--multirun") == (1, f"Error: No second run. Leave it out.\n{summary}")
     assert ran == [1, 2, 3]
 
 

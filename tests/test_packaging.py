@@ -26,6 +26,7 @@ from merc.config import CONFIG_MODULE, compose, plain
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+EXPERIMENTS = ROOT / "experiments"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 COMMANDS = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -55,8 +56,8 @@ def fill(config: DictConfig) -> None:
 
 
 def test_every_folder_with_python_files_is_an_installed_package() -> None:
-    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "merc").rglob("*.py")}
-    expected = {".".join(folder.parts) for folder in folders} | {"merc.conf"}
+    files = [path for name in ("merc", "hydra_plugins") for path in (ROOT / name).rglob("*.py")]
+    expected = {".".join(path.parent.relative_to(ROOT).parts) for path in files} | {"merc.conf", "merc.conf.experiment"}
     assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(expected)
 
 
@@ -73,9 +74,17 @@ def test_console_scripts_exist(script: str) -> None:
 
 def test_configuration_is_importable() -> None:
     assert files(CONFIG_MODULE).joinpath("train.yaml").is_file()
+    assert files(f"{CONFIG_MODULE}.experiment").joinpath("__init__.py").is_file()
 
 
-@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_hydra_finds_the_experiments() -> None:
+    assert (CONF / "experiment").resolve() == EXPERIMENTS
+
+
+YAML = sorted([*CONF.rglob("*.yaml"), *EXPERIMENTS.rglob("*.yaml")])
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_configuration_file_parses(path: Path) -> None:
     assert isinstance(OmegaConf.load(path), DictConfig)
 
@@ -137,7 +146,7 @@ def test_compromised_releases_are_excluded() -> None:
 def wheel(tmp_path: Path) -> Path:
     # From a copy: setuptools leaves a build folder behind whose old files would end up in the wheel.
     source = tmp_path / "source"
-    for name in ("merc", "conf"):
+    for name in ("merc", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -154,9 +163,11 @@ def pip(python: str, *arguments: str) -> None:
 
 @pytest.mark.slow
 def test_wheel_is_complete_and_trains_on_its_own(wheel: Path, tmp_path: Path) -> None:
-    shipped = [path for path in (ROOT / "merc").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    expected = {str(path.relative_to(ROOT)) for path in shipped}
+    code = [path for name in ("merc", "hydra_plugins") for path in (ROOT / name).rglob("*") if path.is_file()]
+    expected = {str(path.relative_to(ROOT)) for path in code if "__pycache__" not in path.parts}
     expected |= {f"merc/{path.relative_to(ROOT)}" for path in CONF.rglob("*.yaml")} | {"merc/conf/__init__.py"}
+    experiments = [EXPERIMENTS / "__init__.py", *EXPERIMENTS.rglob("*.yaml")]
+    expected |= {f"merc/conf/experiment/{path.relative_to(EXPERIMENTS)}" for path in experiments}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in archive.namelist())
@@ -184,3 +195,5 @@ def test_wheel_is_complete_and_trains_on_its_own(wheel: Path, tmp_path: Path) ->
     assert Path(run("-c", "import merc; print(merc.__file__)").strip()).is_relative_to(environment)
     assert "weighted_f1" in run("-m", "merc.train", "data=synthetic_meld", "trainer.max_epochs=1", *tiny)
     assert (elsewhere / "run" / "metrics.json").is_file()
+    sweep = run("-m", "merc.train", "-m", "seed=1,2", "trainer=smoke", "data.size=0.02")
+    assert sweep.endswith("Sweep of 2 jobs: 2 done\n")

@@ -1,8 +1,8 @@
 """Attention among the utterances of each dialogue, on packed rows.
 
 It goes through the batch in tiles of dialogues of similar length (:attr:`ConversationBatch.tiles`), a long one in
-pieces of :data:`PIECE` receiving utterances. No map is kept: the backward pass computes them again, so that memory grows
-with the rows of a batch, not with the square of a dialogue's length.
+pieces of :data:`PIECE` receiving utterances. No map is kept: the backward pass computes them again, so that memory
+grows with the rows of a batch, not with the square of a dialogue's length.
 """
 
 from collections.abc import Iterator

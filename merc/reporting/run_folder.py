@@ -2,7 +2,7 @@
 
 config.yaml          the resolved configuration
 environment.json     versions, git commit, hardware
-status.json          running, finished or failed, with the error
+status.json          running, finished or failed, with the error; who worked on it, when, how often and how long
 metrics.csv          one row per epoch
 metrics.json         the test scores at the selected, the last and the best test epoch
 predictions.parquet  every utterance of the evaluated splits, from the selected epoch
@@ -15,20 +15,28 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
 from merc.errors import MercError
 from merc.files import discard_temporaries, write_json, write_text
 
-# How a run is run, not what it computes.
-_BESIDES_THE_EXPERIMENT = ("run_root", "run_dir", "resume", "overwrite", "logger")
+BESIDES_THE_RUN = ("run_root", "run_dir", "resume", "overwrite", "logger", "experiment")
+"""Keys that say how a run is run, or for which table, not what it computes."""
+
+# A glance at the lock holds it for a moment; whoever wants to keep it tries again.
+_ATTEMPTS, _PAUSE = 5, 0.05
+
+
+class RunLockedError(MercError):
+    """Another process is writing to the run folder."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +110,45 @@ class RunFolder:
     def finished(self) -> bool:
         return self.read_status().get("state") == "finished"
 
+    @property
+    def locked(self) -> bool:
+        """Whether a process is writing here."""
+        try:
+            with (self.path / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def run_name(choices: Mapping[str, Any]) -> str:
+    """``<model>-<data>``, as chosen on the command line; the folders of a model's runs begin with it."""
+    return f"{choices['model']}-{choices['data']}"
+
+
+def run_path(cfg: DictConfig, name: str) -> Path:
+    """The folder of a run: ``run_dir`` where it is set, else the one that belongs to the configuration.
+
+    Args:
+        cfg: the configuration as composed.
+        name: ``<model>-<data>``.
+    """
+    return Path(cfg.run_dir) if cfg.run_dir else default_path(cfg, name)
+
 
 def default_path(cfg: DictConfig, name: str) -> Path:
     """The folder that belongs to a configuration: ``<run_root>/<name>-<hash>/seed=<seed>``.
 
     The hash is taken of the configuration as composed, before interpolation, so that what follows the seed does
-    not set the seeds of one experiment apart.
+    not set the seeds of one variant apart.
     """
-    experiment = OmegaConf.to_container(cfg)
-    assert isinstance(experiment, dict)
-    for key in (*_BESIDES_THE_EXPERIMENT, "seed"):
-        experiment.pop(key, None)
-    digest = hashlib.sha256(json.dumps(experiment, sort_keys=True).encode()).hexdigest()[:8]
+    computed = OmegaConf.to_container(cfg)
+    assert isinstance(computed, dict)
+    for key in (*BESIDES_THE_RUN, "seed"):
+        computed.pop(key, None)
+    digest = hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:8]
     return Path(cfg.run_root) / f"{name}-{digest}" / f"seed={cfg.seed}"
 
 
@@ -131,29 +166,37 @@ def claim(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, overwri
         overwrite: throw that run away.
 
     Raises:
-        MercError: another process is writing there, the folder holds a run and neither option was given (or both), the
-            run to resume has another configuration, or the folder holds something that is no run.
+        RunLockedError: another process is writing there.
+        MercError: the folder holds a run and neither option was given (or both), the run to resume has another
+            configuration, or the folder holds something that is no run.
     """
     if resume and overwrite:
         raise MercError("resume=true and overwrite=true contradict each other. Choose one.")
     with _lock(folder):
+        attempts = folder.read_status().get("attempts", 0) + 1
         _prepare(folder, config, resume=resume, overwrite=overwrite)
         if folder.finished:
             yield
             return
-        started = folder.read_status().get("started", _now())
-        me = {"pid": os.getpid(), "host": socket.gethostname()}
+        before = folder.read_status()
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "attempts": attempts}
+        clock, seconds = time.monotonic(), before.get("seconds", 0.0)
         # The status comes first: it makes the folder a run folder, which the next command may clear or go on with.
-        folder.update_status(state="running", error=None, started=started, ended=None, **me)
+        folder.update_status(state="running", error=None, started=before.get("started", _now()), ended=None, **me)
         write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         try:
             yield
         except BaseException as error:
             # When the disk is full this write fails as well, and the error at hand says more.
             with suppress(MercError):
-                folder.update_status(state="failed", error=str(error) or type(error).__name__, ended=_now())
+                end = _end(seconds + time.monotonic() - clock)
+                folder.update_status(state="failed", error=str(error) or type(error).__name__, **end)
             raise
-        folder.update_status(state="finished", ended=_now())
+        folder.update_status(state="finished", **_end(seconds + time.monotonic() - clock))
+
+
+def _end(seconds: float) -> dict[str, Any]:
+    return {"ended": _now(), "seconds": round(seconds, 3)}
 
 
 @contextmanager
@@ -168,15 +211,23 @@ def _lock(folder: RunFolder) -> Iterator[None]:
             "Choose another with run_root=… or run_dir=…."
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _acquire(file):
             owner = folder.read_status()
-            raise MercError(
+            raise RunLockedError(
                 f"Process {owner.get('pid')} on {owner.get('host')} is writing to {folder.path}. "
                 "Wait for it, stop it, or choose another folder with run_dir=…."
-            ) from error
+            )
         yield
+
+
+def _acquire(file: TextIO) -> bool:
+    for _ in range(_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(_PAUSE)
+    return False
 
 
 def _prepare(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -217,7 +268,7 @@ def _refuse_other_configuration(folder: RunFolder, config: Mapping[str, Any]) ->
     differing = [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
         for key in sorted(there.keys() | here.keys())
-        if there.get(key, "absent") != here.get(key, "absent") and key.split(".")[0] not in _BESIDES_THE_EXPERIMENT
+        if there.get(key, "absent") != here.get(key, "absent") and key.split(".")[0] not in BESIDES_THE_RUN
     ]
     if differing:
         raise MercError(

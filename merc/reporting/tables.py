@@ -27,6 +27,13 @@ def closing_tables(metrics: Mapping[str, Any], folder: Path) -> RenderableType:
     return Group(class_table(metrics[epoch]["per_class"], title), _epochs_table(metrics), *notes)
 
 
+def closing_line(metrics: Mapping[str, Any], folder: Path) -> str:
+    """What a run of a sweep prints at its end: the test scores of the epoch that counts, and where the rest lies."""
+    epoch = "selected" if "selected" in metrics else "last"
+    scores = scores_line(metrics[epoch], ("weighted_f1", "accuracy"))
+    return f"{folder}: {scores} ({epoch} epoch {metrics[epoch]['epoch']})"
+
+
 def class_table(per_class: Mapping[str, Mapping[str, float]], title: str) -> Table:
     """Precision, recall and F1 in percent and the support of every class."""
     table = Table("class", title=title, title_justify="left")

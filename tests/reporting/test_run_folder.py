@@ -1,8 +1,10 @@
 """Who may write to a run folder, and what its status says."""
 
+import fcntl
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from merc.config import compose
 from merc.errors import MercError
 from merc.reporting import run_folder
-from merc.reporting.run_folder import RunFolder, claim, default_path
+from merc.reporting.run_folder import RunFolder, RunLockedError, claim, default_path
 
 CONFIG = {"seed": 1, "optimizer": {"lr": 0.1}, "resume": False}
 
@@ -53,6 +55,20 @@ def test_a_failure_is_recorded(folder: RunFolder) -> None:
     leave_unfinished(folder, checkpoint=False)
     assert folder.read_status()["state"] == "failed"
     assert folder.read_status()["error"] == "out of luck"
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_the_status_counts_the_processes_and_their_time(folder: RunFolder, checkpoint: bool) -> None:
+    leave_unfinished(folder, checkpoint)
+    first = folder.read_status()
+    with claim(folder, CONFIG, resume=True, overwrite=False):
+        time.sleep(0.02)
+    second = folder.read_status()
+    assert (first["attempts"], second["attempts"]) == (1, 2)
+    assert second["seconds"] >= 0.02 + (first["seconds"] if checkpoint else 0)
+    with claim(folder, CONFIG, resume=True, overwrite=False):
+        pass
+    assert folder.read_status() == second, "a finished run is held without being changed"
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_is_started_afresh(folder: RunFolder) -> None:
@@ -101,10 +117,20 @@ def test_both_options_contradict_each_other(folder: RunFolder) -> None:
 def test_a_live_run_keeps_others_out(folder: RunFolder) -> None:
     with (
         claim(folder, CONFIG, resume=False, overwrite=False),
-        pytest.raises(MercError, match=r"Process \d+ on .* is writing"),
+        pytest.raises(RunLockedError, match=r"Process \d+ on .* is writing"),
         claim(folder, CONFIG, resume=False, overwrite=True),
     ):
         pass
+
+
+def test_a_glance_at_the_lock_keeps_nobody_out(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.path.mkdir(parents=True)
+    glance = (folder.path / ".lock").open("w")
+    fcntl.flock(glance, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda _: glance.close())
+    with claim(folder, CONFIG, resume=False, overwrite=False):
+        assert folder.locked
+    assert not folder.locked
 
 
 def test_a_killed_run_lets_others_in(folder: RunFolder) -> None:
@@ -182,5 +208,6 @@ def test_the_path_depends_on_the_experiment_alone() -> None:
     path = default_path(compose(["seed=1"]), "name")
     assert path.name == "seed=1"
     assert default_path(compose(["seed=1", "resume=true", "logger=tensorboard"]), "name") == path
+    assert default_path(compose(["seed=1", "+experiment.name=method/table"]), "name") == path
     assert default_path(compose(["seed=2"]), "name").parent == path.parent
     assert default_path(compose(["hyperparameters.window=3"]), "name").parent != path.parent
