@@ -169,7 +169,7 @@ def test_the_length_of_test_dialogues_can_be_limited(written: StoreWriter, meld:
 
 @pytest.mark.parametrize("lengths", [[], [20], [0, 5], [6, 5], [1, 2.5], 20, "ab"])
 def test_limits_that_are_none(lengths: Any) -> None:
-    with pytest.raises(MercError, match="data.test_lengths=.*two whole numbers"):
+    with pytest.raises(MercError, match=r"data\.test_lengths=.*two whole numbers"):
         synthetic(test_lengths=lengths)
 
 
