@@ -378,8 +378,8 @@ def test_costs_are_those_of_the_paper() -> None:
         assert line.startswith(label)
         numbers = [float(n) for n in re.findall(r"(?<= )[-+]?\d+\.\d+(?= |$)", re.sub(r" \([^)]*\)", "", line))]
         rows = published[corpus]["baseline"], published[corpus][f"change by {part}"]
-        ours = [scale * value for pair, scale in zip(zip(*(row.values() for row in rows), strict=True), units, strict=True)
-                for value in pair]  # fmt: skip
+        pairs = zip(*(row.values() for row in rows), strict=True)
+        ours = [scale * value for pair, scale in zip(pairs, units, strict=True) for value in pair]
         assert ours == pytest.approx(numbers, rel=1e-9)
 
 

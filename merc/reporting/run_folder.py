@@ -7,6 +7,7 @@ metrics.csv          one row per epoch
 metrics.json         the test scores at the selected, the last and the best test epoch
 predictions.parquet  every utterance of the evaluated splits, from the selected epoch
 checkpoints/         last.ckpt (complete, every epoch), selected.ckpt (weights of the best validation epoch)
+robustness.json      scores under noise and without modalities, when `python -m merc.evaluate` was asked for them
 """
 
 import fcntl
@@ -74,6 +75,15 @@ class RunFolder:
         return self.checkpoints / "selected.ckpt"
 
     @property
+    def reported(self) -> Path:
+        """The checkpoint whose predictions are the run's: of the selected epoch, without validation of the last."""
+        return self.selected if self.selected.exists() else self.last
+
+    @property
+    def robustness(self) -> Path:
+        return self.path / "robustness.json"
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Everything that merc writes here."""
         return (
@@ -83,6 +93,7 @@ class RunFolder:
             self.history,
             self.metrics,
             self.predictions,
+            self.robustness,
             self.last,
             self.selected,
         )
