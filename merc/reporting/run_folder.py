@@ -7,6 +7,8 @@ metrics.csv          one row per epoch
 metrics.json         the test scores at the selected, the last and the best test epoch
 predictions.parquet  every utterance of the evaluated splits, from the selected epoch
 checkpoints/         last.ckpt (complete, every epoch), selected.ckpt (weights of the best validation epoch)
+costs.json           parameters, operations, seconds of training and of inference
+corpus.json          dialogues, utterances and classes of every split
 robustness.json      scores under noise and without modalities, when `python -m merc.evaluate` was asked for them
 """
 
@@ -80,6 +82,14 @@ class RunFolder:
         return self.selected if self.selected.exists() else self.last
 
     @property
+    def costs(self) -> Path:
+        return self.path / "costs.json"
+
+    @property
+    def corpus(self) -> Path:
+        return self.path / "corpus.json"
+
+    @property
     def robustness(self) -> Path:
         return self.path / "robustness.json"
 
@@ -93,6 +103,8 @@ class RunFolder:
             self.history,
             self.metrics,
             self.predictions,
+            self.costs,
+            self.corpus,
             self.robustness,
             self.last,
             self.selected,
