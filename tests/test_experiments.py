@@ -85,6 +85,12 @@ def test_what_an_experiment_says_fits_together(name: str) -> None:
         assert row is None or row in rows, remark
 
 
+def test_the_documentation_lists_every_experiment_with_its_runs() -> None:
+    text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    listed = {name: int(runs) for name, runs in re.findall(r"^\| `(\S+)` \| [^|]+ \| (\d+) \|", text, re.MULTILINE)}
+    assert listed == {name: len(read(name)["variants"]) * len(read(name)["seeds"]) for name in NAMES}
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if "axes" in read(name)])
 def test_axes_place_every_variant(name: str) -> None:
     node = read(name)
