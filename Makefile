@@ -14,11 +14,27 @@ JOBS ?= 2
 FIRST_RUN = hyperparameters.hidden_dim=128 hyperparameters.batch_size=16 \
 	hyperparameters.learning_rate=5e-4 hyperparameters.max_epochs=10
 
+# What `make paper` runs, the fewest runs first, and on which data; experiments named after a corpus run on that one only.
+EXPERIMENTS = amb_dsgdn/table1_datasets amb_dsgdn/table8_overhead amb_dsgdn/table9_cost amb_dsgdn/fig5_warmup_meld \
+	amb_dsgdn/table5_semantic_graph amb_dsgdn/fig7_noise amb_dsgdn/fig8_imbalance redifu/noise redifu/missing_modality \
+	amb_dsgdn/fig5_warmup_iemocap amb_dsgdn/table2_iemocap amb_dsgdn/table3_meld amb_dsgdn/table6_balancing \
+	amb_dsgdn/fig6_long_dialogues redifu/from_released amb_dsgdn/table4_modalities \
+	amb_dsgdn/table7_base_execute_iemocap amb_dsgdn/table7_base_execute_meld amb_dsgdn/fig3_window \
+	amb_dsgdn/fig4_heads redifu/stages
+DISTURBED = amb_dsgdn/fig7_noise redifu/noise redifu/missing_modality
+DATA ?= synthetic_meld synthetic_iemocap
+RUNS ?= $(if $(filter trainer=smoke,$(ARGS)),runs/smoke,runs)
+
+comma = ,
+space = $(subst ,, )
+listed = $(subst $(space),$(comma),$(strip $(1)))
+of_data = $(filter-out $(addprefix %_,$(filter-out $(patsubst synthetic_%,%,$(1)),iemocap meld)),$(EXPERIMENTS))
+
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.merc-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train models bench test lint format wheel hooks clean
+.PHONY: help install train models bench paper test lint format wheel hooks clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -34,6 +50,12 @@ models: $(INSTALLED) ## List the models: parameters, FLOPs per utterance, the pa
 
 bench: $(INSTALLED) ## Measure speed, memory and start-up against the floor; ARGS="rounds=3 models=[amb_dsgdn]"
 	$(BIN)/python -m merc.bench $(ARGS)
+
+paper: $(INSTALLED) ## Run every experiment and report; ARGS="trainer=smoke" to try it, DATA="meld iemocap" for real data
+	set -e; $(foreach data,$(DATA),$(BIN)/python -m merc.train -m data=$(data) run_root=$(RUNS) \
+		experiment=$(call listed,$(call of_data,$(data))) $(ARGS);)
+	$(BIN)/python -m merc.evaluate "sweep=[$(call listed,$(DISTURBED))]" run_root=$(RUNS) $(filter trainer%,$(ARGS))
+	$(BIN)/python -m merc.report run_root=$(RUNS)
 
 test: $(INSTALLED) ## Run all tests, the slow ones too; ARGS="-k store" chooses, JOBS=8 runs more at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

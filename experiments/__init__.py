@@ -1,1 +1,1 @@
-"""The experiments of merc, installed as a package so that a wheel carries them."""
+"""The experiments: one file for each table or figure of a paper, with the published values beside it."""

@@ -1,10 +1,12 @@
-"""``python -m merc.evaluate``: the scores of a checkpoint on a corpus.
+"""``python -m merc.evaluate``: the scores of a checkpoint on a corpus, as it is or disturbed.
 
 A checkpoint of merc knows its model and the data that it was trained on: same splits, same features. What the command
 says about the data wins, what it says about the model is refused. A released state dict knows nothing: there the
-configuration of the command says everything.
+configuration of the command says everything. With ``noise`` or ``drop`` the features of modalities are noisy or
+missing (:mod:`merc.robustness`), with ``sweep`` those of every finished run of an experiment.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,15 @@ from merc.ranges import refuse_out_of_range
 from merc.reporting.history import REPORTED
 from merc.reporting.predictions import predict, write_predictions
 from merc.reporting.quiet import quiet_lightning
-from merc.reporting.tables import class_table, scores_line, show
+from merc.reporting.run_folder import RunFolder
+from merc.reporting.sweeps import runs_of_sweeps
+from merc.reporting.tables import class_table, robustness_table, scores_line, show
+from merc.robustness import LEVELS, Row, disturbances, every_missing_set, measure, record
 from merc.train import build_trainer
 
-READ = ("ckpt", "split", "out", "data", "trainer", "plugins")
+READ = (
+    "ckpt", "sweep", "split", "out", "noise", "noisy", "drop", "draws", "run_root", "data", "trainer", "plugins",
+)  # fmt: skip
 """Keys that scoring a checkpoint of merc reads."""
 
 RELEASED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
@@ -43,11 +50,12 @@ def main() -> None:
 
 def _command(cfg: DictConfig) -> None:
     overrides = HydraConfig.get().overrides.task
-    if not any(override.startswith("data=") for override in overrides):
-        raise MercError(
-            "Say on which corpus to evaluate: data=meld, data=iemocap, data=custom, data=synthetic_meld, …."
-        )
-    evaluate(cfg, overrides)
+    if cfg.sweep is not None:
+        evaluate_sweep(cfg, overrides)
+    elif cfg.noise is not None or cfg.drop is not None:
+        evaluate_disturbed(cfg, overrides)
+    else:
+        evaluate(cfg, overrides)
 
 
 def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -67,26 +75,8 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     quiet_lightning()
     config = plain(cfg)
-    ckpt, split = Path(config["ckpt"]), config["split"]
-    if split not in SPLITS:
-        raise MercError(f"split={split} is none of {', '.join(SPLITS)}.{nearest(str(split), SPLITS)}")
-    refuse_out_of_range(config)
-    check_plugins(config["plugins"])
-    module_without_data = _own_module(ckpt, config["plugins"])
-    if module_without_data is not None:
-        _refuse_unread(overrides)
-        config["data"] = _data_of(module_without_data.config, config, overrides)
-    data: ConversationDataModule = instantiate(config["data"], config["plugins"])
-    data.setup()
-    if split not in data.parts:
-        raise MercError(f"The data has no {split} split, only {', '.join(data.parts)}: see data.split.")
-    if module_without_data is None:
-        module = _released_module(ckpt, config, data.info)
-    else:
-        module = module_without_data
-        _refuse_other_data(module, config, data.info)
-        if split == "validation":
-            _refuse_training_dialogues(module.config, config)
+    ckpt, split = _checkpoint(config), config["split"]
+    module, data = _open(ckpt, config, overrides)
     loader = data.loader(split)
     # The module keeps its scores under the names of the splits that training evaluates; any of them will do here.
     module.evaluation_splits = ("test",)
@@ -102,6 +92,117 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     show(class_table(metrics["per_class"], title=f"Scores on {split}"))
     show(scores_line(metrics))
     return metrics
+
+
+def evaluate_disturbed(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
+    """Score a checkpoint with noisy or missing modalities, print the scores and write robustness.json.
+
+    It goes to ``out``, else into the run folder if the checkpoint is the one that the run's scores are of and the data
+    are the run's.
+
+    Args:
+        cfg: the composed configuration, see conf/evaluate.yaml.
+        overrides: what the command says, ``key=value``.
+
+    Returns:
+        The rows of this command in robustness.json.
+
+    Raises:
+        MercError: as :func:`evaluate`, or a disturbance does not fit the model.
+    """
+    quiet_lightning()
+    config = plain(cfg)
+    ckpt = _checkpoint(config)
+    rows = _disturbed(ckpt, config, overrides)
+    show(robustness_table(rows))
+    folder = RunFolder(ckpt.parent.parent)
+    if config["out"] is not None:
+        record(Path(config["out"]) / "robustness.json", rows)
+    elif folder.status.exists() and ckpt == folder.reported and not _about_data(overrides):
+        record(folder.robustness, rows)
+    return rows
+
+
+def evaluate_sweep(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Path]:
+    """Score every finished run of a sweep with noisy or missing modalities; each gets its robustness.json.
+
+    Args:
+        cfg: the composed configuration, see conf/evaluate.yaml.
+        overrides: what the command says, ``key=value``.
+
+    Returns:
+        The run folders, in the order of the sweep.
+
+    Raises:
+        MercError: there is no such sweep, none of its runs is finished, or as :func:`evaluate_disturbed`.
+    """
+    quiet_lightning()
+    config = plain(cfg)
+    if config["ckpt"] is not None or config["out"] is not None:
+        raise MercError("sweep=… evaluates the runs of a sweep, each into its own folder. Leave out ckpt and out.")
+    if _about_data(overrides):
+        raise MercError("sweep=… evaluates each run on its own data. Leave out data…, or name one run with ckpt=….")
+    names = [config["sweep"]] if isinstance(config["sweep"], str) else config["sweep"]
+    folders = [RunFolder(path) for path in runs_of_sweeps(Path(config["run_root"]), names)]
+    finished = [folder for folder in folders if folder.finished]
+    if not finished:
+        raise MercError(f"None of the {len(folders)} runs of {', '.join(names)} is finished: train them first.")
+    for folder in finished:
+        record(folder.robustness, _disturbed(folder.reported, config, overrides))
+        show(f"{folder.robustness}")
+    show(f"{len(finished)} of {len(folders)} runs evaluated" + ("." if finished == folders else "; the others wait."))
+    return [folder.path for folder in finished]
+
+
+def _disturbed(ckpt: Path, config: dict[str, Any], overrides: Sequence[str]) -> list[Row]:
+    config = dict(config)
+    module, data = _open(ckpt, config, overrides)
+    modalities = module.info.modalities
+    if config["noise"] is None and config["drop"] is None:
+        asked = disturbances(modalities, LEVELS, config["noisy"]) + every_missing_set(modalities)
+    else:
+        asked = disturbances(modalities, config["noise"], config["noisy"], config["drop"])
+    trainer = build_trainer(config, logger=False)
+    module.to(trainer.strategy.root_device)
+    return measure(module, data, config["split"], asked, config["draws"], trainer.precision_plugin.forward_context)
+
+
+def _checkpoint(config: Mapping[str, Any]) -> Path:
+    """The file that ``ckpt`` means: itself, or the one that the scores of a run folder are of."""
+    if config["ckpt"] is None:
+        raise MercError("Say what to evaluate: ckpt=… names a checkpoint or a run folder, sweep=… an experiment.")
+    path = Path(config["ckpt"])
+    return RunFolder(path).reported if path.is_dir() else path
+
+
+def _open(
+    ckpt: Path, config: dict[str, Any], overrides: Sequence[str]
+) -> tuple[EmotionRecognition, ConversationDataModule]:
+    """The module of a checkpoint, and the data to score it on; their settings are put into ``config``."""
+    split = config["split"]
+    if split not in SPLITS:
+        raise MercError(f"split={split} is none of {', '.join(SPLITS)}.{nearest(str(split), SPLITS)}")
+    refuse_out_of_range(config)
+    check_plugins(config["plugins"])
+    own = _own_module(ckpt, config["plugins"])
+    if own is not None:
+        _refuse_unread(overrides)
+        config |= _data_of(own.config, config, overrides)
+    elif not _names_data(overrides):
+        raise MercError(
+            f"{ckpt} does not say what it was trained on. Say on which corpus to evaluate it: data=meld, data=iemocap, "
+            "data=custom, data=synthetic_meld, …."
+        )
+    data: ConversationDataModule = instantiate(config["data"], config["plugins"])
+    data.setup()
+    if split not in data.parts:
+        raise MercError(f"The data has no {split} split, only {', '.join(data.parts)}: see data.split.")
+    if own is None:
+        return _released_module(ckpt, config, data.info), data
+    _refuse_other_data(own, config, data.info)
+    if split == "validation":
+        _refuse_training_dialogues(own.config, config)
+    return own, data
 
 
 def _own_module(ckpt: Path, plugins: Sequence[str]) -> EmotionRecognition | None:
@@ -122,15 +223,23 @@ def _refuse_unread(overrides: Sequence[str]) -> None:
             )
 
 
-def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str]) -> Any:
-    """The settings of the data: those of training, except what the command says; with other data, the command's."""
-    if _source(trained) != _source(config):
-        return config["data"]
+def _names_data(overrides: Sequence[str]) -> bool:
+    return any(override.startswith("data=") for override in overrides)
+
+
+def _about_data(overrides: Sequence[str]) -> bool:
+    return any(re.match(r"\+?data[.=]", override) for override in overrides)
+
+
+def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``data`` and ``corpus``: those of training, except what the command says; with other data, the command's."""
+    if _names_data(overrides) and _source(trained) != _source(config):
+        return {key: config[key] for key in ("data", "corpus")}
     data, command = OmegaConf.create({"data": trained["data"]}), OmegaConf.create(dict(config))
     for key in (override.lstrip("+").split("=")[0] for override in overrides):
         if key.startswith("data."):
             OmegaConf.update(data, key, OmegaConf.select(command, key), force_add=True)
-    return plain(data)["data"]
+    return {"data": plain(data)["data"], "corpus": trained["corpus"]}
 
 
 def _source(config: Mapping[str, Any]) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from merc.errors import MercError
 
 COUNTS = {
-    "batch_size", "evaluation_batch_size", "fusion_heads", "heads", "hidden_dim", "layers", "max_epochs",
+    "batch_size", "draws", "evaluation_batch_size", "fusion_heads", "heads", "hidden_dim", "layers", "max_epochs",
     "output_depth", "rank", "speaker_slots",
 }  # fmt: skip
 """Whole numbers from 1."""

@@ -26,6 +26,8 @@ from merc.files import write_json
 from merc.memory import keep_freed_memory
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
 from merc.ranges import refuse_out_of_range
+from merc.reporting.corpus import describe_corpus
+from merc.reporting.costs import measure_costs
 from merc.reporting.environment import describe_environment
 from merc.reporting.history import summarize
 from merc.reporting.loggers import log_closing, open_logger
@@ -199,7 +201,7 @@ def _close(
     recorder: Recorder,
     logger: Logger | None,
 ) -> None:
-    """Write metrics.json and the predictions of the selected epoch, of the last one without a validation split."""
+    """Write metrics.json, costs, and the predictions of the selected epoch, of the last one without validation."""
     folder = recorder.folder
     # Once more: a run that was killed behind its last checkpoint has no other occasion.
     recorder.write_history(trainer)
@@ -212,6 +214,8 @@ def _close(
         for split in data.evaluation_splits
     }
     write_predictions(folder.predictions, splits)
+    write_json(folder.corpus, describe_corpus(data))
+    write_json(folder.costs, measure_costs(trainer, module, data, recorder.history))
     write_json(folder.metrics, metrics)
     if logger is not None:
         log_closing(logger, metrics, splits)

@@ -31,6 +31,27 @@ def test_environment_is_created_once(tmp_path: Path) -> None:
     assert "pip" not in make("-n", "train", f"VENV={environment}")
 
 
+def test_paper_runs_every_experiment_smallest_first(tmp_path: Path) -> None:
+    specifications = {
+        str(path.relative_to(ROOT / "experiments").with_suffix("")): OmegaConf.load(path).experiment
+        for path in (ROOT / "experiments").rglob("*.yaml")
+    }
+    runs = {name: len(node.variants) * len(node.seeds) for name, node in specifications.items()}
+    commands = make("-n", "paper", f"VENV={tmp_path}", "DATA=meld synthetic_iemocap", "ARGS=trainer=smoke seed=7")
+    sweeps = dict(
+        re.findall(r"merc\.train -m data=(\S+) run_root=runs/smoke\s.*?experiment=(\S+) trainer=smoke", commands, re.S)
+    )
+    assert sweeps.keys() == {"meld", "synthetic_iemocap"}
+    for data, names in sweeps.items():
+        started, (other,) = names.split(","), {"meld", "iemocap"} - {data.removeprefix("synthetic_")}
+        assert sorted(started) == sorted(name for name in runs if not name.endswith(f"_{other}"))
+        assert [runs[name] for name in started] == sorted(runs[name] for name in started)
+    disturbed = [name for name, node in specifications.items() if node.kind == "robustness"]
+    (evaluated,) = re.findall(r'merc\.evaluate "sweep=\[(\S+)\]" run_root=runs/smoke trainer=smoke$', commands, re.M)
+    assert sorted(evaluated.split(",")) == sorted(disturbed)
+    assert commands.splitlines()[-1].endswith("merc.report run_root=runs/smoke")
+
+
 def test_interpreter_environment_and_constraints_can_be_chosen(tmp_path: Path) -> None:
     commands = make("-n", "test", f"VENV={tmp_path}", "PYTHON=python3.99", "CONSTRAINTS=")
     assert f"python3.99 -m venv {tmp_path}" in commands

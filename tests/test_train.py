@@ -74,6 +74,8 @@ def test_the_run_folder_is_complete(finished: RunFolder) -> None:
         "metrics.csv",
         "metrics.json",
         "predictions.parquet",
+        "costs.json",
+        "corpus.json",
         "checkpoints",
     }
     assert {path.name for path in finished.checkpoints.iterdir()} == {"last.ckpt", "selected.ckpt"}

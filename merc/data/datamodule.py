@@ -84,6 +84,7 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         batch_size: dialogues per training batch.
         evaluation_batch_size: dialogues per batch of the other loaders.
         speaker_slots: most speakers that a dialogue may have; None: what the corpus fixes, else the most found.
+        test_lengths: fewest and most utterances of the test dialogues that are kept; None: all are.
         seed: of the order of dialogues and of ``validation_fraction``.
 
     Attributes:
@@ -107,6 +108,7 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         batch_size: int = 16,
         evaluation_batch_size: int = 64,
         speaker_slots: int | None = None,
+        test_lengths: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -117,6 +119,7 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         self.batch_size = _positive("data.batch_size", batch_size)
         self.evaluation_batch_size = _positive("data.evaluation_batch_size", evaluation_batch_size)
         self.speaker_slots = speaker_slots
+        self.test_lengths = None if test_lengths is None else _span("data.test_lengths", test_lengths)
         self.seed = seed
 
     @abstractmethod
@@ -215,7 +218,15 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         else:
             validation = self._validation(conversations, ~test)
             members = {"train": ~test & ~validation, "validation": validation}
-        return {split: np.flatnonzero(mask).tolist() for split, mask in (members | {"test": test}).items()}
+        members["test"] = test & self._of_test_length(conversations)
+        return {split: np.flatnonzero(mask).tolist() for split, mask in members.items()}
+
+    def _of_test_length(self, conversations: Conversations) -> BoolArray:
+        """(B,) whether a dialogue is as long as test dialogues must be."""
+        lengths = np.array(conversations.lengths)
+        shortest, longest = self.test_lengths or (0, np.inf)
+        within: BoolArray = (shortest <= lengths) & (lengths <= longest)
+        return within
 
     def _validation(self, conversations: Conversations, pool: BoolArray) -> BoolArray:
         """(B,) whether a dialogue is validation; ``pool`` says which may be."""
@@ -361,7 +372,8 @@ _EMPTY_SPLIT = {
     "train": "Check the splits of the source: it needs dialogues for training.",
     "validation": "Take a share of the training dialogues with data.validation_fraction=0.1, or do without and "
     "train on all of them with data.split=merged.",
-    "test": "Check the splits of the source: it needs dialogues marked as test.",
+    "test": "Check the splits of the source: it needs dialogues marked as test, of the lengths that data.test_lengths "
+    "asks for.",
 }
 
 
@@ -375,6 +387,14 @@ def _positive(key: str, value: int) -> int:
     if value < 1:
         raise MercError(f"{key}={value}: give a number of at least 1.")
     return value
+
+
+def _span(key: str, value: Sequence[int]) -> tuple[int, int]:
+    """Two whole numbers, 1 ≤ first ≤ second."""
+    match value:
+        case [int(first), int(last)] if 1 <= first <= last:
+            return first, last
+    raise MercError(f"{key}={value}: give two whole numbers, the smallest and the largest, as in [20,50].")
 
 
 def _distinct(modalities: Sequence[str]) -> tuple[str, ...]:

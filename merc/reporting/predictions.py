@@ -1,6 +1,6 @@
 """What a model says of every utterance, as a table."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from merc.data.conversation import Conversations
 from merc.files import atomic_file
@@ -18,7 +17,7 @@ from merc.models.prediction import Prediction
 
 
 def predict(
-    module: L.LightningModule, loader: DataLoader[Any], precision: AbstractContextManager[Any] | None = None
+    module: L.LightningModule, loader: Iterable[Any], precision: AbstractContextManager[Any] | None = None
 ) -> Prediction:
     """The class scores of all N utterances of a loader, in its order, on the host.
 

@@ -30,6 +30,8 @@ class Recorder(Checkpoint):
         self.folder = folder
         self.history: list[Epoch] = []
         self._started = 0.0
+        self._evaluation_started = 0.0
+        self._evaluation_seconds = 0.0
         self._learning_rate = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,6 +45,12 @@ class Recorder(Checkpoint):
         # Taken here, since schedulers step before the epoch ends.
         self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._evaluation_started = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._evaluation_seconds = time.perf_counter() - self._evaluation_started
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         scores: dict[str, dict[str, Any]] = dict(pl_module.scores)  # type: ignore[arg-type]  # of EmotionRecognition
         epoch = trainer.current_epoch + 1
@@ -55,7 +63,8 @@ class Recorder(Checkpoint):
             **split_values(scores),  # exact: what Lightning logs passes through single precision
             "seconds": time.perf_counter() - self._started,
         }
-        self.history.append({"epoch": epoch, "values": values, "scores": scores})
+        seconds = {"evaluation_seconds": self._evaluation_seconds}
+        self.history.append({"epoch": epoch, "values": values, "scores": scores, **seconds})
         for logger in trainer.loggers:
             for split, split_scores in scores.items():
                 logger.log_metrics(per_class_values(split_scores, split), step=trainer.global_step)

@@ -7,6 +7,9 @@ metrics.csv          one row per epoch
 metrics.json         the test scores at the selected, the last and the best test epoch
 predictions.parquet  every utterance of the evaluated splits, from the selected epoch
 checkpoints/         last.ckpt (complete, every epoch), selected.ckpt (weights of the best validation epoch)
+costs.json           parameters, operations, seconds of training and of inference
+corpus.json          dialogues, utterances and classes of every split
+robustness.json      scores under noise and without modalities, when `python -m merc.evaluate` was asked for them
 """
 
 import fcntl
@@ -82,6 +85,23 @@ class RunFolder:
         return self.checkpoints / "selected.ckpt"
 
     @property
+    def reported(self) -> Path:
+        """The checkpoint whose predictions are the run's: of the selected epoch, without validation of the last."""
+        return self.selected if self.selected.exists() else self.last
+
+    @property
+    def costs(self) -> Path:
+        return self.path / "costs.json"
+
+    @property
+    def corpus(self) -> Path:
+        return self.path / "corpus.json"
+
+    @property
+    def robustness(self) -> Path:
+        return self.path / "robustness.json"
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Everything that merc writes here."""
         return (
@@ -91,6 +111,9 @@ class RunFolder:
             self.history,
             self.metrics,
             self.predictions,
+            self.costs,
+            self.corpus,
+            self.robustness,
             self.last,
             self.selected,
         )

@@ -45,6 +45,18 @@ def class_table(per_class: Mapping[str, Mapping[str, float]], title: str) -> Tab
     return table
 
 
+def robustness_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Scores in percent under disturbances, the rows of robustness.json."""
+    table = Table("noisy", "missing", "noise", *SUMMARY, title="Disturbed features", title_justify="left")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        noisy = "+".join(row["modalities"]) if row["noise"] else "–"
+        scores = [_percent(row["scores"][measure]) for measure in SUMMARY]
+        table.add_row(noisy, "+".join(row["drop"]) or "–", f"{row['noise']:g} σ", *scores)
+    return table
+
+
 def scores_line(scores: Mapping[str, Any], names: Sequence[str] = SUMMARY) -> str:
     """The scores of a whole split in one line, in percent."""
     return "  ".join(f"{name} {_percent(scores[name])}" for name in names)

@@ -154,6 +154,30 @@ def test_validation_fraction_is_a_function_of_the_seed(written: StoreWriter, mel
     assert division(2) != (train, validation)
 
 
+def test_the_length_of_test_dialogues_can_be_limited(written: StoreWriter, meld: Conversations) -> None:
+    store = written(meld)
+    whole, limited = MELDDataModule(store=store), MELDDataModule(store=store, test_lengths=[8, 12])
+    whole.setup()
+    limited.setup()
+    for split in ("train", "validation"):
+        assert limited.parts[split].dialogue_ids == whole.parts[split].dialogue_ids
+    lengths = dict(zip(whole.parts["test"].dialogue_ids, whole.parts["test"].lengths, strict=True))
+    expected = {dialogue: length for dialogue, length in lengths.items() if 8 <= length <= 12}
+    assert {8, 12} <= set(expected.values()) < set(lengths.values())
+    assert dict(zip(limited.parts["test"].dialogue_ids, limited.parts["test"].lengths, strict=True)) == expected
+
+
+@pytest.mark.parametrize("lengths", [[], [20], [0, 5], [6, 5], [1, 2.5], 20, "ab"])
+def test_limits_that_are_none(lengths: Any) -> None:
+    with pytest.raises(MercError, match=r"data\.test_lengths=.*two whole numbers"):
+        synthetic(test_lengths=lengths)
+
+
+def test_limits_that_no_dialogue_keeps() -> None:
+    with pytest.raises(MercError, match=r"test split is empty.*data\.test_lengths"):
+        synthetic(test_lengths=[1000, 2000])
+
+
 def test_custom_store_brings_its_own_classes_and_speakers(written: StoreWriter, meld: Conversations) -> None:
     own = replace(meld, label_names=tuple("abcdefg"))
     data = CustomDataModule(store=written(own), modalities=["visual", "text"])
