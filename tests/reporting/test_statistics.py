@@ -258,7 +258,7 @@ def test_planted_nulls_are_rejected_no_more_often_than_promised() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_lucky_seeds_are_no_effect(seeds: int) -> None:
-    """With chance in whole runs, the test of the runs finds them different, which they are; that of the variants not."""
+    """Chance in whole runs makes these runs different, which one test says, but not the variants."""
     rng = np.random.default_rng(12)
     runs, variants = [], []
     for _ in range(ROUNDS):

@@ -1,0 +1,77 @@
+"""``python -m merc.report``: the tables and figures of experiments, from their run folders.
+
+python -m merc.report                                       every experiment that was started
+python -m merc.report amb_dsgdn/table4_modalities redifu    this one, and all of redifu/
+python -m merc.report out=docs/results run_root=runs
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from merc.arguments import help_text, parse
+from merc.errors import MercError
+from merc.reporting.report.render import terminal
+from merc.reporting.report.sections import Sampling, Section
+from merc.reporting.report.tables import section_tables
+from merc.reporting.report.write import origin, read_sections, write_report
+from merc.reporting.tables import show
+
+
+def report(names: list[str], settings: dict[str, Any]) -> Path:
+    """Write tables, figures and the page, and print the first table of each experiment.
+
+    Args:
+        names: experiments, or folders of experiments; none: all that were started.
+        settings: those of conf/report.yaml.
+
+    Returns:
+        the path of report.html.
+
+    Raises:
+        MercError: there is nothing to report, a file is damaged, or the report cannot be written.
+    """
+    config_dir = settings["config_dir"]
+    sections = read_sections(
+        Path(settings["run_root"]), names, Path(config_dir) if config_dir is not None else None, _sampling(settings)
+    )
+    target = write_report(sections, Path(settings["out"]), settings["figures"])
+    for section in sections:
+        _print(section)
+    print(f"Everything: {target}")
+    return target
+
+
+def _print(section: Section) -> None:
+    table = section_tables(section)[0]
+    print(f"{section.experiment.title}\n{origin(section)}")
+    show(terminal(table))
+    print(
+        "\n".join([*table.notes, *(f"About the published numbers: {text}" for text in section.experiment.remarks), ""])
+    )
+
+
+def _sampling(settings: dict[str, Any]) -> Sampling:
+    if settings["resamples"] < 1:
+        raise MercError(f"resamples={settings['resamples']} is no number of resamples. Choose 1 or more.")
+    if not 0 < settings["level"] < 1:
+        raise MercError(
+            f"level={settings['level']} is no level of confidence. Choose one between 0 and 1, such as 0.95."
+        )
+    return Sampling(settings["resamples"], settings["level"], settings["seed"])
+
+
+def main() -> None:
+    """The command."""
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(__doc__ or "", "report"))
+        return
+    try:
+        report(*parse(arguments, "report"))
+    except MercError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()
