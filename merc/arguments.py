@@ -17,16 +17,16 @@ def parse(arguments: Sequence[str], config_name: str) -> tuple[list[str], dict[s
         config_name: file in conf/ with every key and its default.
 
     Returns:
-        what has no equals sign, in order; every key with its value.
+        the names in order, among them paths like ``runs/mine/seed=1``; every key with its value.
 
     Raises:
         MercError: there is no such key or option, or a value cannot be read.
     """
-    names = [argument for argument in arguments if "=" not in argument]
+    names = [argument for argument in arguments if not _is_setting(argument)]
     for option in (name for name in names if name.startswith("-")):
         raise MercError(f"There is no option {option}. Settings are written key=value; --help lists them.")
     settings: dict[str, Any] = yaml.safe_load(_text(config_name))
-    for key, _, text in (argument.partition("=") for argument in arguments if "=" in argument):
+    for key, _, text in (argument.partition("=") for argument in arguments if _is_setting(argument)):
         if key not in settings:
             raise MercError(f"There is no key '{key}'.{nearest(key, settings)} --help lists every key.")
         settings[key] = _value(key, text, settings[key])
@@ -36,6 +36,11 @@ def parse(arguments: Sequence[str], config_name: str) -> tuple[list[str], dict[s
 def help_text(description: str, config_name: str) -> str:
     """A description and the commented settings of a command."""
     return f"{description.strip()}\n\n{_text(config_name).strip()}"
+
+
+def _is_setting(argument: str) -> bool:
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and key.isidentifier()
 
 
 def _value(key: str, text: str, default: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from merc.arguments import help_text, parse
 from merc.errors import MercError
+from merc.reporting.report.compare import comparison_tables, read_pair, write_comparison
 from merc.reporting.report.render import terminal
 from merc.reporting.report.sections import Sampling, Section
 from merc.reporting.report.tables import section_tables
@@ -42,6 +43,30 @@ def report(names: list[str], settings: dict[str, Any]) -> Path:
     return target
 
 
+def compare(folders: list[str], settings: dict[str, Any]) -> Path:
+    """Write and print what sets two runs apart.
+
+    Args:
+        folders: two run folders.
+        settings: those of conf/report.yaml.
+
+    Returns:
+        the path of compare.html.
+
+    Raises:
+        MercError: these are no two run folders, a file is damaged, or the comparison cannot be written.
+    """
+    if len(folders) != 2:
+        raise MercError("compare takes two run folders: python -m merc.report compare RUN_A RUN_B")
+    pair = read_pair(Path(folders[0]), Path(folders[1]), _sampling(settings))
+    target = write_comparison(pair, Path(settings["out"]), settings["figures"])
+    for table in comparison_tables(pair):
+        show(terminal(table))
+        print("\n".join([*table.notes, ""]))
+    print(f"Everything: {target}")
+    return target
+
+
 def _print(section: Section) -> None:
     table = section_tables(section)[0]
     print(f"{section.experiment.title}\n{origin(section)}")
@@ -68,7 +93,11 @@ def main() -> None:
         print(help_text(__doc__ or "", "report"))
         return
     try:
-        report(*parse(arguments, "report"))
+        names, settings = parse(arguments, "report")
+        if names[:1] == ["compare"]:
+            compare(names[1:], settings)
+        else:
+            report(names, settings)
     except MercError as error:
         sys.exit(f"Error: {error}")
 

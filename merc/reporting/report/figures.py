@@ -103,7 +103,7 @@ def lines_figure(section: Section) -> "Figure | None":
         return None
     names = list(dict.fromkeys(str(series.values[row.variant]) if series else "ours" for row in rows))
     columns = section.summary or [section.main]
-    figure, panels = _panels(len(columns))
+    figure, panels = panels_of(len(columns))
     for panel, column in zip(panels, columns, strict=True):
         for index, name in enumerate(names):
             mine = [row for row in rows if series is None or str(series.values[row.variant]) == name]
@@ -123,7 +123,7 @@ def lines_figure(section: Section) -> "Figure | None":
                 )
         panel.set_xlabel(x.label if x else "")
         panel.set_ylabel(_axis_name(column))
-    _legend(figure, panels)
+    legend(figure, panels)
     return figure
 
 
@@ -133,7 +133,7 @@ def bars_figure(section: Section) -> "Figure | None":
     if not rows:
         return None
     columns = section.summary or [section.main]
-    figure, panels = _panels(len(columns), width=max(2.4, 0.55 * len(rows) + 1))
+    figure, panels = panels_of(len(columns), width=max(2.4, 0.55 * len(rows) + 1))
     for panel, column in zip(panels, columns, strict=True):
         means, spreads = _means_and_sds([row.values(column) for row in rows])
         places = np.arange(len(rows))
@@ -144,7 +144,7 @@ def bars_figure(section: Section) -> "Figure | None":
         panel.set_xticks(places, [row.name for row in rows], rotation=30, ha="right")
         panel.set_ylabel(_axis_name(column))
         panel.set_ylim(bottom=_floor([*means - np.nan_to_num(spreads), *printed]))
-    _legend(figure, panels)
+    legend(figure, panels)
     return figure
 
 
@@ -171,7 +171,7 @@ def heatmap_figure(section: Section) -> "Figure | None":
     for row in rows:
         place = down.index(y.values[row.variant]), across.index(x.values[row.variant])
         values[place] = statistics.mean_and_sd(row.values(section.main))[0]
-    figure, (panel,) = _panels(1, width=0.75 * len(across) + 1.8, height=0.55 * len(down) + 1.3)
+    figure, (panel,) = panels_of(1, width=0.75 * len(across) + 1.8, height=0.55 * len(down) + 1.3)
     _grid(panel, values, list(map(str, across)), list(map(str, down)), digits=2)
     panel.set_xlabel(x.label)
     panel.set_ylabel(y.label)
@@ -185,7 +185,7 @@ def confusion_figure(section: Section) -> "Figure | None":
     if not rows:
         return None
     side = 0.42 * len(section.classes) + 1.2
-    figure, panels = _panels(len(rows), width=side, height=side)
+    figure, panels = panels_of(len(rows), width=side, height=side)
     for panel, row in zip(panels, rows, strict=True):
         classes = list(next(iter(row.tested.values())).classes)
         draw_confusion(panel, stacked(row.tested).sum((0, 1)), classes)
@@ -207,7 +207,7 @@ def robustness_figure(section: Section) -> "Figure | None":
     disturbed = list(dict.fromkeys(name for row in rows for name in disturbances(row)))
     if not disturbed:
         return None
-    figure, panels = _panels(len(disturbed))
+    figure, panels = panels_of(len(disturbed))
     for panel, name in zip(panels, disturbed, strict=True):
         for index, row in enumerate(rows):
             levels = sorted({float(entry["noise"]) for entry in robustness_of(row)})
@@ -218,7 +218,7 @@ def robustness_figure(section: Section) -> "Figure | None":
         panel.set_title(name, fontsize=9)
         panel.set_xlabel("noise (σ)")
         panel.set_ylabel(_axis_name(section.main))
-    _legend(figure, panels)
+    legend(figure, panels)
     return figure
 
 
@@ -227,7 +227,7 @@ def differences_figure(section: Section) -> "Figure | None":
     tests = section.tests.get(section.main)
     if not tests or section.reference is None:
         return None
-    figure, (panel,) = _panels(1, width=5.2, height=0.26 * len(tests) + 0.9)
+    figure, (panel,) = panels_of(1, width=5.2, height=0.26 * len(tests) + 0.9)
     for place, tested in enumerate(tests.values()):
         ends = [[tested.difference - tested.low], [tested.high - tested.difference]]
         colour = _colour(0) if tested.p_runs <= 0.05 else _colour(6)
@@ -248,7 +248,8 @@ _DRAWINGS: dict[str, Callable[[Section], "Figure | None"]] = {
 }
 
 
-def _panels(count: int, width: float = 3.2, height: float = 2.6) -> "tuple[Figure, list[Axes]]":
+def panels_of(count: int, width: float = 3.2, height: float = 2.6) -> "tuple[Figure, list[Axes]]":
+    """A figure with so many panels, up to three in a row, each of a size in inches."""
     from matplotlib.figure import Figure
 
     across = min(count, 3)
@@ -292,13 +293,14 @@ def _grid(
     panel.grid(False)
 
 
-def _legend(figure: "Figure", panels: "Sequence[Axes]") -> None:
-    """One legend below, with what any panel shows."""
-    there = {
-        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
+def legend(figure: "Figure", panels: "Sequence[Axes]", across: int = 4) -> None:
+    """One legend below the panels, with what any of them shows, so many names in a row."""
+    there: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            there.setdefault(label, handle)
     if len(there) > 1:
-        figure.legend(list(there.values()), list(there), loc="outside lower center", ncols=min(4, len(there)))
+        figure.legend(list(there.values()), list(there), loc="outside lower center", ncols=min(across, len(there)))
 
 
 def _colour(index: int) -> str:

@@ -51,7 +51,7 @@ def markdown(tables: Iterable[Table]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    lines = [f"**{_escaped(table.title)}**", "", _line(table.columns), _line(_rule(table))]
+    lines = [f"**{_escaped(table.title)}**", "", _line(map(_escaped, table.columns)), _line(_rule(table))]
     for index, row in enumerate(table.rows):
         texts = [_escaped(cell.text) for cell in row]
         lines.append(_line([f"*{text}*" if text else "" for text in texts] if index in table.theirs else texts))

@@ -198,7 +198,7 @@ def epochs_table(section: Section) -> Table:
         cells = [Cell(_row_name(section, row))]
         for column in section.summary:
             cells += [_mean_cell(row.values(column, epoch), column) for epoch in EPOCHS]
-            cells.append(_signed(_optimism(row, column)))
+            cells.append(signed_cell(_optimism(row, column)))
         rows.append(cells)
     chosen = "; ".join(f"{epoch}: chosen by {how}" for epoch, how in CHOSEN_BY.items())
     note = f"{chosen}. Optimism: test_best minus selected (minus last where nothing is selected), in points."
@@ -209,7 +209,8 @@ def _optimism(row: Row, column: str) -> float:
     return mean(row.values(column, "test_best")) - mean(row.values(column))
 
 
-def _signed(value: float) -> Cell:
+def signed_cell(value: float) -> Cell:
+    """A difference in points, with its sign; empty for NaN."""
     return Cell("") if math.isnan(value) else Cell(_with_sign(value), value)
 
 
@@ -231,7 +232,7 @@ def tests_table(section: Section) -> Table:
                 Cell(_row_name(section, row)),
                 Cell(column_name(column)),
                 _mean_cell(row.values(column), column),
-                _range(*row.intervals[column]),
+                range_cell(*row.intervals[column]),
             ]
             rows.append(cells + (_test_cells(section.tests[column].get(row.name)) if section.tests else []))
     return Table("tests", "Uncertainty and significance", headers, rows, notes=list(_test_notes(section)))
@@ -257,21 +258,23 @@ def _test_cells(tested: Tested | None) -> list[Cell]:
     if tested is None:
         return [Cell("")] * 5
     return [
-        _signed(tested.difference),
-        _range(tested.low, tested.high, signed=True),
-        _p_cell(tested.p_runs),
-        _p_cell(tested.p_variants),
-        _signed(tested.effect),
+        signed_cell(tested.difference),
+        range_cell(tested.low, tested.high, signed=True),
+        p_cell(tested.p_runs),
+        p_cell(tested.p_variants),
+        signed_cell(tested.effect),
     ]
 
 
-def _range(low: float, high: float, signed: bool = False) -> Cell:
+def range_cell(low: float, high: float, signed: bool = False) -> Cell:
+    """An interval, sorted by its lower end; empty for NaN."""
     if math.isnan(low):
         return Cell("")
     return Cell(f"{_with_sign(low)} … {_with_sign(high)}" if signed else f"{low:.2f} … {high:.2f}", low)
 
 
-def _p_cell(p: float) -> Cell:
+def p_cell(p: float) -> Cell:
+    """A p-value; empty for NaN."""
     if math.isnan(p):
         return Cell("")
     return Cell(f"{p:.3f}" if p >= 0.001 else "< 0.001", p)

@@ -7,7 +7,7 @@ from pathlib import Path
 from merc.files import write_text
 from merc.reporting.report import render
 from merc.reporting.report.experiments import read_experiment
-from merc.reporting.report.page import PageSection, page, page_figures
+from merc.reporting.report.page import CAPTIONS, PageSection, page, page_figures
 from merc.reporting.report.runs import Run
 from merc.reporting.report.sections import Sampling, Section
 from merc.reporting.report.sweeps import Sweep, read_sweeps
@@ -94,7 +94,7 @@ def _write_section(section: Section, folder: Path, figures: bool) -> PageSection
 
 
 def _markdown(section: Section, tables: str, figures: Sequence[str]) -> str:
-    images = [f"![{name}]({name}.png)\n" for name in figures]
+    images = [f"![{name}]({name}.png)\n\n{CAPTIONS[name]}\n" for name in figures]
     remarks = ["About the published numbers:\n", *(f"- {remark}" for remark in section.experiment.remarks), ""]
     parts = [f"# {section.experiment.title}\n", f"{origin(section)}\n", tables, *images]
     return "\n".join(parts + (remarks if section.experiment.remarks else []))
