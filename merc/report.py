@@ -3,6 +3,7 @@
 python -m merc.report                                       every experiment that was started
 python -m merc.report amb_dsgdn/table4_modalities redifu    this one, and all of redifu/
 python -m merc.report out=docs/results run_root=runs
+python -m merc.report compare RUN_A RUN_B                   two run folders side by side
 """
 
 import sys
@@ -71,9 +72,7 @@ def _print(section: Section) -> None:
     table = section_tables(section)[0]
     print(f"{section.experiment.title}\n{origin(section)}")
     show(terminal(table))
-    print(
-        "\n".join([*table.notes, *(f"About the published numbers: {text}" for text in section.experiment.remarks), ""])
-    )
+    print("\n".join([*table.notes, *(f"About the published numbers: {text}" for text in section.remarks), ""]))
 
 
 def _sampling(settings: dict[str, Any]) -> Sampling:
@@ -90,7 +89,7 @@ def main() -> None:
     """The command."""
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
-        print(help_text(__doc__ or "", "report"))
+        print(help_text((__doc__ or "").replace("``", ""), "report"))
         return
     try:
         names, settings = parse(arguments, "report")

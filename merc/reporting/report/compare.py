@@ -238,5 +238,5 @@ def _curves(
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("epoch")
         panel.locator_params(axis="x", integer=True)
-    legend(figure, panels, across=3)
+    legend(figure, panels)
     return figure

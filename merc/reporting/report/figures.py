@@ -12,8 +12,8 @@ import numpy as np
 from merc.errors import MercError
 from merc.files import atomic_file
 from merc.reporting import statistics
-from merc.reporting.report.sections import Section, is_score, stacked
-from merc.reporting.report.tables import column_name, disturbances, noisy_values, robustness_of
+from merc.reporting.report.sections import Section, is_score, mean, stacked
+from merc.reporting.report.tables import column_name, missing_scores, noise_curve, noises
 from merc.reporting.statistics import Array
 
 if TYPE_CHECKING:
@@ -101,12 +101,12 @@ def lines_figure(section: Section) -> "Figure | None":
     rows = [row for row in section.rows if row.values(section.main) and (x is None or row.variant in x.values)]
     if not rows:
         return None
-    names = list(dict.fromkeys(str(series.values[row.variant]) if series else "ours" for row in rows))
+    of_row = {row.name: f"{series.label} {series.values[row.variant]}" if series else "ours" for row in rows}
     columns = section.summary or [section.main]
-    figure, panels = panels_of(len(columns))
+    figure, panels = panels_of(len(columns), width=4.2 if len(columns) == 1 else 3.2)
     for panel, column in zip(panels, columns, strict=True):
-        for index, name in enumerate(names):
-            mine = [row for row in rows if series is None or str(series.values[row.variant]) == name]
+        for index, name in enumerate(dict.fromkeys(of_row.values())):
+            mine = [row for row in rows if of_row[row.name] == name]
             places = [x.values[row.variant] for row in mine] if x else [row.name for row in mine]
             _line(panel, places, [row.values(column) for row in mine], index, name)
             printed = [section.published.get(row.variant, {}).get(column) for row in mine]
@@ -121,7 +121,9 @@ def lines_figure(section: Section) -> "Figure | None":
                 panel.plot(
                     *zip(*points, strict=True), **look, label="published" if series is None else f"{name}, published"
                 )
-        panel.set_xlabel(x.label if x else "")
+        if x is not None:
+            panel.set_xticks(sorted({x.values[row.variant] for row in rows}))
+            panel.set_xlabel(x.label)
         panel.set_ylabel(_axis_name(column))
     legend(figure, panels)
     return figure
@@ -160,22 +162,29 @@ def _floor(values: Sequence[float]) -> float:
 
 
 def heatmap_figure(section: Section) -> "Figure | None":
-    """The main measure over two axes, the mean over seeds in each cell."""
+    """The main measure over two axes: the mean over seeds in each cell, and the published numbers in a second panel."""
     x, y = section.experiment.axes["x"], section.experiment.axes["y"]
-    placed = x.values.keys() & y.values.keys()
-    rows = [row for row in section.rows if row.values(section.main) and row.variant in placed]
-    if not rows:
+    ours = {row.variant: mean(row.values(section.main)) for row in section.rows}
+    printed = {name: cells.get(section.main, math.nan) for name, cells in section.published.items()}
+    grids = {"ours": ours, "published": printed}
+    known = {
+        title: {name: value for name, value in grid.items() if name in x.values and name in y.values and value == value}
+        for title, grid in grids.items()
+    }
+    if not known["ours"]:
         return None
-    across, down = (sorted({axis.values[row.variant] for row in rows}) for axis in (x, y))
-    values = np.full((len(down), len(across)), math.nan)
-    for row in rows:
-        place = down.index(y.values[row.variant]), across.index(x.values[row.variant])
-        values[place] = statistics.mean_and_sd(row.values(section.main))[0]
-    figure, (panel,) = panels_of(1, width=0.75 * len(across) + 1.8, height=0.55 * len(down) + 1.3)
-    _grid(panel, values, list(map(str, across)), list(map(str, down)), digits=2)
-    panel.set_xlabel(x.label)
-    panel.set_ylabel(y.label)
-    panel.set_title(_axis_name(section.main), fontsize=9)
+    names = dict.fromkeys(name for grid in known.values() for name in grid)
+    across, down = (sorted({axis.values[name] for name in names}) for axis in (x, y))
+    shown = {title: grid for title, grid in known.items() if grid}
+    figure, panels = panels_of(len(shown), width=0.75 * len(across) + 1.4, height=0.55 * len(down) + 1.3)
+    for panel, (title, grid) in zip(panels, shown.items(), strict=True):
+        values = np.full((len(down), len(across)), math.nan)
+        for name, value in grid.items():
+            values[down.index(y.values[name]), across.index(x.values[name])] = value
+        _grid(panel, values, list(map(str, across)), list(map(str, down)), digits=2)
+        panel.set_xlabel(x.label)
+        panel.set_ylabel(y.label)
+        panel.set_title(f"{title}: {_axis_name(section.main)}", fontsize=8)
     return figure
 
 
@@ -202,24 +211,37 @@ def draw_confusion(panel: "Axes", counts_CC: Array, classes: Sequence[str]) -> N
 
 
 def robustness_figure(section: Section) -> "Figure | None":
-    """A panel for each set of disturbed modalities: the main measure of each variant against the noise."""
-    rows = [row for row in section.rows if robustness_of(row)]
-    disturbed = list(dict.fromkeys(name for row in rows for name in disturbances(row)))
-    if not disturbed:
+    """The main measure of each variant: a panel for each kind of noise, and one without some of the modalities."""
+    noisy = list(dict.fromkeys(name for row in section.rows for name in noises(row)))
+    missing = {row.name: missing_scores(row, section.main) for row in section.rows}
+    sets = list(dict.fromkeys(name for values in missing.values() for name in values))
+    if not noisy and not sets:
         return None
-    figure, panels = panels_of(len(disturbed))
-    for panel, name in zip(panels, disturbed, strict=True):
-        for index, row in enumerate(rows):
-            levels = sorted({float(entry["noise"]) for entry in robustness_of(row)})
-            values = {level: noisy_values(row, name, level, section.main) for level in levels}
-            there = {level: numbers for level, numbers in values.items() if numbers}
-            if there:
-                _line(panel, list(there), list(there.values()), index, row.name)
-        panel.set_title(name, fontsize=9)
+    figure, panels = panels_of(len(noisy) + bool(sets))
+    for panel, name in zip(panels, noisy, strict=False):
+        for index, row in enumerate(section.rows):
+            curve = noise_curve(row, name, section.main)
+            if curve:
+                _line(panel, list(curve), list(curve.values()), index, row.name)
+        panel.set_title(f"noise on {name}", fontsize=9)
         panel.set_xlabel("noise (σ)")
         panel.set_ylabel(_axis_name(section.main))
+    if sets:
+        _missing_panel(panels[-1], section, missing, sets)
     legend(figure, panels)
     return figure
+
+
+def _missing_panel(
+    panel: "Axes", section: Section, missing: dict[str, dict[str, list[float]]], sets: list[str]
+) -> None:
+    for index, (name, values) in enumerate(missing.items()):
+        if values:
+            places = np.arange(len(sets)) + 0.12 * (index - (len(missing) - 1) / 2)
+            _line(panel, places.tolist(), [values.get(each, []) for each in sets], index, name, linestyle="none")
+    panel.set_xticks(range(len(sets)), [each or "nothing" for each in sets], rotation=30, ha="right")
+    panel.set_title("missing modalities", fontsize=9)
+    panel.set_ylabel(_axis_name(section.main))
 
 
 def differences_figure(section: Section) -> "Figure | None":
@@ -261,9 +283,17 @@ def panels_of(count: int, width: float = 3.2, height: float = 2.6) -> "tuple[Fig
     return figure, axes[:count]
 
 
-def _line(panel: "Axes", places: Sequence[Any], values: Sequence[Sequence[float]], index: int, name: str) -> None:
+def _line(
+    panel: "Axes",
+    places: Sequence[Any],
+    values: Sequence[Sequence[float]],
+    index: int,
+    name: str,
+    linestyle: str = "solid",
+) -> None:
     means, spreads = _means_and_sds(values)
-    panel.errorbar(places, means, yerr=spreads, marker=MARKERS[index % 7], color=_colour(index), label=name)
+    look: dict[str, Any] = {"marker": MARKERS[index % 7], "color": _colour(index), "linestyle": linestyle}
+    panel.errorbar(places, means, yerr=spreads, label=name, **look)
 
 
 def _means_and_sds(values: Sequence[Sequence[float]]) -> tuple[Array, Array]:
@@ -293,14 +323,16 @@ def _grid(
     panel.grid(False)
 
 
-def legend(figure: "Figure", panels: "Sequence[Axes]", across: int = 4) -> None:
-    """One legend below the panels, with what any of them shows, so many names in a row."""
+def legend(figure: "Figure", panels: "Sequence[Axes]") -> None:
+    """One legend below the panels, with what any of them shows."""
     there: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             there.setdefault(label, handle)
     if len(there) > 1:
-        figure.legend(list(there.values()), list(there), loc="outside lower center", ncols=min(across, len(there)))
+        figure.legend(
+            list(there.values()), list(there), loc="outside lower center", ncols=min(len(there), 2 * len(panels))
+        )
 
 
 def _colour(index: int) -> str:

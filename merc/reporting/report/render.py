@@ -79,8 +79,9 @@ def latex(table: Table, caption: str, label: str) -> str:
         label: what the document refers to it by.
     """
     rows = [" & ".join(latex_text(cell.text) for cell in row) + r" \\" for row in table.rows]
-    if table.theirs and len(table.theirs) < len(rows):
-        rows.insert(min(table.theirs), r"\midrule")
+    ours = [index for index in range(len(rows)) if index not in table.theirs]
+    if ours and max(ours) + 1 < len(rows):
+        rows.insert(max(ours) + 1, r"\midrule")
     return "\n".join(
         [
             r"\begin{table}[tb]",

@@ -90,8 +90,14 @@ class Run:
 
     @cached_property
     def costs(self) -> dict[str, Any]:
-        """The content of costs.json; empty when nobody measured them."""
-        return _json(self.folder.path / "costs.json")
+        """The content of costs.json and what follows from it; empty when nobody measured them."""
+        costs = _json(self.folder.path / "costs.json")
+        if "flops_per_utterance" in costs and "inference_utterances_per_second" in costs:
+            rate = costs["flops_per_utterance"] * costs["inference_utterances_per_second"]
+            costs = {"inference_flops_per_second": rate} | costs
+        if "train_seconds_per_epoch" in costs and "epoch" in self.status:
+            costs = {"train_seconds": costs["train_seconds_per_epoch"] * self.status["epoch"]} | costs
+        return costs
 
     @cached_property
     def robustness(self) -> list[dict[str, Any]]:

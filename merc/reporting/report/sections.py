@@ -156,6 +156,12 @@ class Section:
         return self.experiment.published.get(self.sweep.corpus, {})
 
     @property
+    def remarks(self) -> list[str]:
+        """The paper's faults that concern this corpus; a remark on one corpus begins with its name."""
+        others = self.experiment.published.keys() - {self.sweep.corpus}
+        return [text for text in self.experiment.remarks if text.split(":")[0].split("/")[0] not in others]
+
+    @property
     def only_published(self) -> list[str]:
         """Rows of the paper that none of our variants is."""
         ours = {row.variant for row in self.rows}

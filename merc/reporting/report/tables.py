@@ -1,7 +1,7 @@
 """The tables of a section, before they become Markdown, LaTeX, CSV or HTML."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ NAMES = {
     "macro_f1": "macro F1",
     "parameters": "parameters (M)",
     "flops_per_utterance": "MFLOP per utterance",
+    "inference_flops_per_second": "inference (GFLOP/s)",
+    "train_seconds": "training (s)",
     "train_seconds_per_epoch": "training (s per epoch)",
     "train_batch_seconds": "training (ms per batch)",
     "train_utterances_per_second": "training (utterances/s)",
@@ -26,10 +28,13 @@ NAMES = {
 UNITS = {
     "parameters": 1e-6,
     "flops_per_utterance": 1e-6,
+    "inference_flops_per_second": 1e-9,
     "train_batch_seconds": 1e3,
     "inference_seconds_per_utterance": 1e3,
 }
-"""Factor of what is shown in another unit than it is stored in; published numbers are in the unit shown."""
+"""Factor of what is shown in another unit than costs.json and the experiments have it in."""
+BESIDE = 4
+"""Up to so many columns have the published number beside them."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +86,44 @@ def section_tables(section: Section) -> list[Table]:
 
 
 def scores_table(section: Section) -> Table:
-    """Mean ± sd over seeds of every column, with the published number beside it."""
+    """Mean ± sd over seeds of every column, with the published numbers beside them, or below where that is wide."""
+    columns = section.columns
     printed = {column for cells in section.published.values() for column in cells}
-    columns, headers = section.columns, ["variant", "seeds"]
+    beside = printed if len(columns) <= BESIDE else set()
+    headers = ["variant", "seeds"]
     for column in columns:
-        headers += [column_name(column)] + (["published"] if column in printed else [])
-    rows = []
+        headers += [column_name(column)] + (["published"] if column in beside else [])
+    rows, theirs = [], set()
     for row in section.rows:
         cells = [Cell(_row_name(section, row)), _seeds(row)]
         for column in columns:
-            cells.append(_mean_cell(row.values(column), column, _mark(section, row, column)))
-            cells += [_published(section, row.variant, column)] if column in printed else []
+            cells.append(_ours(section, row, column))
+            cells += [_published(section, row.variant, column)] if column in beside else []
         rows.append(cells)
+        if not beside and row.variant in section.published:
+            theirs.add(len(rows))
+            rows.append(_published_row(section, row.variant, f"{row.variant} (published)", beside))
     for name in section.only_published:
-        cells = [Cell(f"{name} (published only)"), Cell("")]
-        for column in columns:
-            cells += [Cell("")] + ([_published(section, name, column)] if column in printed else [])
-        rows.append(cells)
-    theirs = set(range(len(section.rows), len(rows)))
+        theirs.add(len(rows))
+        rows.append(_published_row(section, name, f"{name} (published only)", beside))
     title = f"Test scores in percent, {_chosen(section)}" if any(map(is_score, columns)) else "Costs"
     return Table("scores", title, headers, rows, theirs, [*_score_notes(section), *state_notes(section)])
+
+
+def _published_row(section: Section, name: str, label: str, beside: Collection[str]) -> list[Cell]:
+    cells = [Cell(label), Cell("")]
+    for column in section.columns:
+        cells += [Cell("")] if column in beside else []
+        cells.append(_published(section, name, column))
+    return cells
+
+
+def _ours(section: Section, row: Row, column: str) -> Cell:
+    """Mean ± sd, with the mark of a test, or for costs with the ratio to the reference."""
+    values, reference = row.values(column), section.reference
+    if is_score(column) or not values or reference is None or reference is row or not reference.values(column):
+        return _mean_cell(values, column, _mark(section, row, column))
+    return _mean_cell(values, column, f" (×{mean(values) / mean(reference.values(column)):.2f})")
 
 
 def column_name(column: str) -> str:
@@ -131,14 +154,16 @@ def _mean_cell(values: Sequence[float], column: str, mark: str = "") -> Cell:
 
 
 def _number(value: float, column: str) -> str:
-    if is_score(column):
-        return f"{value:.2f}"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    text = f"{value:.2f}" if is_score(column) else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace("-", "−")
 
 
 def _published(section: Section, row: str, column: str) -> Cell:
     value = section.published.get(row, {}).get(column)
-    return Cell("") if value is None else Cell(f"{value:g}" if not is_score(column) else f"{value:.2f}", float(value))
+    if value is None:
+        return Cell("")
+    shown = UNITS.get(column, 1.0) * value
+    return Cell(_number(shown, column), shown)
 
 
 def _mark(section: Section, row: Row, column: str) -> str:
@@ -166,7 +191,7 @@ def _score_notes(section: Section) -> Iterator[str]:
             f"* These runs differ from those of {section.reference.name} by more than the choice of test dialogues "
             "explains; ** so do the variants, by more than the choice of seeds explains too (Holm-adjusted p ≤ 0.05)."
         )
-    if section.untested:
+    if section.summary and section.untested:
         yield f"Not tested, for want of the same seeds or test utterances: {', '.join(section.untested)}."
     if any(is_score(column) for cells in section.published.values() for column in cells):
         yield "Published numbers are as printed; their epoch was chosen on the test split (compare test_best)."
@@ -281,68 +306,92 @@ def p_cell(p: float) -> Cell:
 
 
 def robustness_tables(section: Section) -> list[Table]:
-    """The main measure under growing noise, one row for each variant and set of disturbed modalities."""
-    levels = sorted({float(entry["noise"]) for row in section.rows for entry in robustness_of(row)})
-    if not levels:
-        return []
+    """The main measure under growing noise, and without some of the modalities, as far as either was evaluated."""
+    return [table for table in (_noise_table(section), _missing_table(section)) if table.rows]
+
+
+def _noise_table(section: Section) -> Table:
+    levels = sorted({entry["noise"] for row in section.rows for entry in robustness_of(row)})
     rows = []
     for row in section.rows:
-        for disturbed in disturbances(row):
-            cells = [Cell(_row_name(section, row)), Cell(disturbed)]
-            for level in levels:
-                cells.append(_mean_cell(noisy_values(row, disturbed, level, section.main), section.main))
-            rows.append(cells)
-    headers = ["variant", "disturbed", *[f"{level:g} σ" for level in levels]]
-    title = f"{column_name(section.main)} in percent under noise"
-    note = "Gaussian noise on the test features, in standard deviations of each feature."
-    return [Table("robustness", title[0].upper() + title[1:], headers, rows, notes=[note])]
+        for noisy in noises(row):
+            cells = [Cell(_row_name(section, row)), Cell(noisy)]
+            values = noise_curve(row, noisy, section.main)
+            rows.append(cells + [_mean_cell(values.get(level, []), section.main) for level in levels])
+    headers = ["variant", "noise on", *[f"{level:g} σ" for level in levels]]
+    note = "Gaussian noise on the test features, in standard deviations of each feature dimension of the training part."
+    return Table("noise", f"Under noise: {column_name(section.main)} in percent", headers, rows, notes=[note])
+
+
+def _missing_table(section: Section) -> Table:
+    sets = list(dict.fromkeys(name for row in section.rows for name in missing_scores(row, section.main)))
+    rows = []
+    for row in section.rows:
+        values = missing_scores(row, section.main)
+        cells = [_mean_cell(values.get(name, []), section.main) for name in sets]
+        rows += [[Cell(_row_name(section, row)), *cells]] if values else []
+    headers = ["variant", *(f"without {name}" if name else "nothing missing" for name in sets)]
+    title = f"Without some modalities: {column_name(section.main)} in percent"
+    return Table("missing", title, headers, rows, notes=["Missing features are the mean of the training part."])
 
 
 def robustness_of(row: Row) -> list[dict[str, Any]]:
     """The robustness rows of the test split of every finished seed."""
     runs = row.finished.values()
-    return [entry for run in runs for entry in run.robustness if entry.get("split", "test") == "test"]
+    return [entry for run in runs for entry in run.robustness if entry["split"] == "test"]
 
 
-def disturbance(entry: dict[str, Any]) -> str:
-    """What was done to the features, in words: the noisy modalities, and those left out."""
-    noisy, dropped = _joined(entry["modalities"]), _joined(entry.get("drop") or [])
-    return f"{noisy}, without {dropped}" if dropped else noisy
+def noises(row: Row) -> list[str]:
+    """What got noise, in words, of everything that did at any level."""
+    return list(dict.fromkeys(_noise_name(entry) for entry in robustness_of(row) if entry["noise"]))
 
 
-def disturbances(row: Row) -> list[str]:
-    """The disturbances that a row was evaluated under, in order."""
-    return list(dict.fromkeys(map(disturbance, robustness_of(row))))
+def noise_curve(row: Row, noisy: str, measure: str) -> dict[float, list[float]]:
+    """Level of noise → the score in percent of every seed, with the noise on what :func:`noises` names."""
+    curve: dict[float, list[float]] = {}
+    for entry in sorted(robustness_of(row), key=lambda entry: float(entry["noise"])):
+        if _noise_name(entry) == noisy:
+            curve.setdefault(entry["noise"], []).append(100 * entry["scores"][measure])
+    return curve
 
 
-def noisy_values(row: Row, disturbed: str, level: float, measure: str) -> list[float]:
-    """The score in percent of every seed under one disturbance."""
-    entries = [e for e in robustness_of(row) if disturbance(e) == disturbed and float(e["noise"]) == level]
-    return [100 * float(entry["scores"][measure]) for entry in entries if measure in entry["scores"]]
+def missing_scores(row: Row, measure: str) -> dict[str, list[float]]:
+    """Missing modalities, in words, → the score in percent of every seed; empty if nothing was missing."""
+    scores: dict[str, dict[int, float]] = {}
+    for seed, run in row.finished.items():
+        for entry in run.robustness:
+            if entry["split"] == "test" and not entry["noise"]:
+                scores.setdefault(_joined(entry["drop"]), {})[seed] = 100 * entry["scores"][measure]
+    return {name: list(by_seed.values()) for name, by_seed in scores.items()} if any(scores) else {}
 
 
-def _joined(names: Any) -> str:
-    return "+".join(map(str, names)) if isinstance(names, list) else str(names)
+def _noise_name(entry: Mapping[str, Any]) -> str:
+    without = f", without {_joined(entry['drop'])}" if entry["drop"] else ""
+    return _joined(entry["modalities"]) + without
+
+
+def _joined(names: Sequence[str]) -> str:
+    return "+".join(names)
 
 
 def corpora_table(section: Section) -> Table:
-    """Dialogues, utterances and utterances per class of each split, with the published number beside each."""
+    """Dialogues, utterances and utterances per class of each split, the published numbers below ours."""
     splits = next((run.corpus for row in section.rows for run in row.finished.values() if run.corpus), {})
-    counts = {split: {**numbers, **numbers["classes"]} for split, numbers in splits.items()}
     columns = ["dialogues", "utterances", *section.classes]
-    printed = {column for cells in section.published.values() for column in cells}
-    headers = ["split"]
-    for column in columns:
-        headers += [column] + (["published"] if column in printed else [])
-    rows = []
-    for split in [*counts, *(name for name in section.published if name not in counts)]:
-        cells = [Cell(split if split in counts else f"{split} (published only)")]
-        for column in columns:
-            cells.append(_count(counts.get(split, {}).get(column)))
-            cells += [_count(section.published.get(split, {}).get(column))] if column in printed else []
-        rows.append(cells)
-    theirs = set(range(len(counts), len(rows)))
-    return Table("corpora", "Dialogues, utterances and classes", headers, rows, theirs, state_notes(section))
+    counts = {split: {**numbers, **numbers["classes"]} for split, numbers in splits.items()}
+    if {"train", "validation"} <= counts.keys():
+        both = {column: counts["train"][column] + counts["validation"][column] for column in columns}
+        counts = {"train": counts["train"], "validation": counts["validation"], "train+validation": both, **counts}
+    rows, theirs = [], set()
+    for split in dict.fromkeys([*counts, *section.published]):
+        if split in counts:
+            rows.append([Cell(split), *(_count(counts[split].get(column)) for column in columns)])
+        if split in section.published:
+            theirs.add(len(rows))
+            printed = section.published[split]
+            rows.append([Cell(f"{split} (published)"), *(_count(printed.get(column)) for column in columns)])
+    title = "Dialogues, utterances and utterances of each class"
+    return Table("corpora", title, ["split", *columns], rows, theirs, state_notes(section))
 
 
 def _count(number: float | None) -> Cell:

@@ -89,15 +89,15 @@ def _write_section(section: Section, folder: Path, figures: bool) -> PageSection
         progress=progress(section),
         tables=tables,
         figures=page_figures(drawn),
-        remarks=experiment.remarks,
+        remarks=section.remarks,
     )
 
 
 def _markdown(section: Section, tables: str, figures: Sequence[str]) -> str:
     images = [f"![{name}]({name}.png)\n\n{CAPTIONS[name]}\n" for name in figures]
-    remarks = ["About the published numbers:\n", *(f"- {remark}" for remark in section.experiment.remarks), ""]
+    remarks = ["About the published numbers:\n", *(f"- {remark}" for remark in section.remarks), ""]
     parts = [f"# {section.experiment.title}\n", f"{origin(section)}\n", tables, *images]
-    return "\n".join(parts + (remarks if section.experiment.remarks else []))
+    return "\n".join(parts + (remarks if section.remarks else []))
 
 
 def origin(section: Section) -> str:
