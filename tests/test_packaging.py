@@ -56,7 +56,7 @@ def fill(config: DictConfig) -> None:
 
 def test_every_folder_with_python_files_is_an_installed_package() -> None:
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "merc").rglob("*.py")}
-    expected = {".".join(folder.parts) for folder in folders} | {"merc.conf"}
+    expected = {".".join(folder.parts) for folder in folders} | {"merc.conf", "merc.conf.experiment"}
     assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(expected)
 
 
@@ -137,7 +137,7 @@ def test_compromised_releases_are_excluded() -> None:
 def wheel(tmp_path: Path) -> Path:
     # From a copy: setuptools leaves a build folder behind whose old files would end up in the wheel.
     source = tmp_path / "source"
-    for name in ("merc", "conf"):
+    for name in ("merc", "conf", "experiments"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -157,6 +157,8 @@ def test_wheel_is_complete_and_trains_on_its_own(wheel: Path, tmp_path: Path) ->
     shipped = [path for path in (ROOT / "merc").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     expected = {str(path.relative_to(ROOT)) for path in shipped}
     expected |= {f"merc/{path.relative_to(ROOT)}" for path in CONF.rglob("*.yaml")} | {"merc/conf/__init__.py"}
+    experiments = [*(ROOT / "experiments").rglob("*.yaml"), ROOT / "experiments/__init__.py"]
+    expected |= {f"merc/conf/experiment/{path.relative_to(ROOT / 'experiments')}" for path in experiments}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected
         assert any(name.endswith(".dist-info/licenses/LICENSE") for name in archive.namelist())
