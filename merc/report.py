@@ -37,7 +37,12 @@ def report(names: list[str], settings: dict[str, Any]) -> Path:
     sections = read_sections(
         Path(settings["run_root"]), names, Path(config_dir) if config_dir is not None else None, _sampling(settings)
     )
-    target = write_report(sections, Path(settings["out"]), settings["figures"])
+    out = Path(settings["out"])
+    target = write_report(sections, out, settings["figures"])
+    if settings["wandb"]:
+        from merc.reporting.report.wandb_runs import log_sections
+
+        log_sections(sections, out, settings["wandb_project"], settings["wandb_entity"], settings["wandb_mode"])
     for section in sections:
         _print(section)
     print(f"Everything: {target}")

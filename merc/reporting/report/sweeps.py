@@ -104,3 +104,26 @@ def _jobs(entries: Sequence[dict[str, Any]], run_root: Path) -> Iterable[Job]:
         swept = [text for text in apart if not text.startswith("seed=")]
         row = ", ".join([entry["variant"], *swept])
         yield Job(entry["variant"], row, entry["seed"], run_root / entry["run"])
+
+
+def memberships(run: Path) -> list[tuple[str, str]]:
+    """Experiment and row of every sweep that a run folder ``<run_root>/<name>/seed=<seed>`` belongs to.
+
+    Raises:
+        MercError: a manifest is damaged.
+    """
+    path = run.resolve()
+    run_root = path.parents[1]
+    sweeps = [_read(manifest, run_root) for manifest in sorted((run_root / "sweeps").rglob("*.json"))]
+    there = ((sweep.experiment, job.row) for sweep in sweeps for job in sweep.jobs if job.run == path)
+    return list(dict.fromkeys(there))
+
+
+def run_group(experiment: str, row: str) -> str:
+    """The group of a variant's runs at Weights & Biases, which takes 128 characters."""
+    return f"{experiment}: {row}"[:128]
+
+
+def tag(experiment: str) -> str:
+    """The tag of an experiment's runs at Weights & Biases, which takes 64 characters."""
+    return experiment[:64]
