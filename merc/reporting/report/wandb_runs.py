@@ -80,12 +80,13 @@ def _log_variant(run: Any, section: Section, row: Row) -> None:
     seeds: list[list[Any]] = [
         [seed, *(each.score(row.headline, column) for column in columns)] for seed, each in row.finished.items()
     ]
-    run.log({"seeds": wandb.Table(columns=["seed", *columns], data=seeds)})
+    names: list[str | int] = ["seed", *columns]
+    run.log({"seeds": wandb.Table(columns=names, data=seeds)})
 
 
 def variant_summary(section: Section, row: Row) -> dict[str, float]:
     """Means and standard deviations over seeds as fractions, named as training names its own, and the tests."""
-    summary = {}
+    summary: dict[str, float] = {}
     for column in (column for column in section.columns if is_score(column)):
         for epoch in EPOCHS:
             values = [value / 100 for value in row.values(column, epoch)]
@@ -109,7 +110,7 @@ def _log_report(run: Any, section: Section, folder: Path) -> None:
         run.log({f"figures/{path.stem}": wandb.Image(str(path))})
 
 
-def _distinct(columns: Sequence[str]) -> list[str]:
+def _distinct(columns: Sequence[str]) -> list[str | int]:
     """``published`` stands behind several columns; here it takes the name of the one before it."""
     return [
         f"{columns[index - 1]}, {name}" if name in columns[:index] or columns.count(name) > 1 else name
