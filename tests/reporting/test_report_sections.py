@@ -205,10 +205,9 @@ def test_costs_are_shown_in_readable_units_and_against_the_reference(lab: Lab) -
     for variant, seconds in (("plain", 1e-4), ("full", 1.5e-4)):
         costs = {
             "parameters": 13_130_000,
-            "flops_per_utterance": 2e8,
             "inference_seconds_per_utterance": seconds,
-            "inference_utterances_per_second": 1 / seconds,
-            "train_seconds_per_epoch": 4.0,
+            "inference_flops_per_second": 2e8 / seconds,
+            "train_seconds": 12.0,
             "device": "cpu",
         }
         lab.run(f"{variant}/seed=1", costs=costs)
@@ -245,12 +244,13 @@ def test_robustness_is_a_table_of_noise_and_one_of_missing_modalities(lab: Lab) 
 def test_corpora_count_what_the_runs_were_given(lab: Lab) -> None:
     published = {"meld": {"train+validation": {"utterances": 11098}, "test": {"utterances": 2610, "joy": 368}}}
     lab.experiment("mine/corpora", kind="corpora", columns=["dialogues", "utterances"], published=published)
-    split = {"dialogues": 3, "utterances": 30, "classes": {"neutral": 10, "joy": 15, "anger": 5}}
-    lab.run("a/seed=1", corpus=dict.fromkeys(("train", "validation", "test"), split))
+    split = {"dialogues": 3, "utterances": 30, "speakers": 2, "classes": {"neutral": 10, "joy": 15, "anger": 5}}
+    lab.run("a/seed=1", corpus=dict.fromkeys(("train", "train+validation", "test"), split))
     lab.sweep("mine/corpora", [lab.job("all", 1, "a/seed=1")])
     (table,) = section_tables(section_of(lab))
     shown = texts(table)
-    assert shown["train+validation"]["utterances"] == "60"
+    assert shown["train"]["utterances"] == "30"
+    assert shown["train"]["speakers"] == "2"
     assert shown["train+validation (published)"]["utterances"] == "11\u202f098"
     assert shown["test"]["joy"] == "15"
     assert shown["test (published)"]["joy"] == "368"

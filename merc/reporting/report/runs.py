@@ -90,14 +90,8 @@ class Run:
 
     @cached_property
     def costs(self) -> dict[str, Any]:
-        """The content of costs.json and what follows from it; empty when nobody measured them."""
-        costs = _json(self.folder.path / "costs.json")
-        if "flops_per_utterance" in costs and "inference_utterances_per_second" in costs:
-            rate = costs["flops_per_utterance"] * costs["inference_utterances_per_second"]
-            costs = {"inference_flops_per_second": rate} | costs
-        if "train_seconds_per_epoch" in costs and "epoch" in self.status:
-            costs = {"train_seconds": costs["train_seconds_per_epoch"] * self.status["epoch"]} | costs
-        return costs
+        """The content of costs.json; empty when nobody measured them."""
+        return _json(self.folder.path / "costs.json")
 
     @cached_property
     def robustness(self) -> list[dict[str, Any]]:
@@ -117,9 +111,9 @@ class Run:
 
     @cached_property
     def corpus(self) -> dict[str, dict[str, Any]]:
-        """Split → dialogues, utterances and utterances per class.
+        """Split → ``dialogues``, ``utterances`` and ``classes`` (name → utterances), and maybe ``speakers``.
 
-        From corpus.json, which knows the training split too, else of the splits that were evaluated.
+        The content of corpus.json, which knows the training split too, else of the splits that were evaluated.
         """
         return _json(self.folder.path / "corpus.json") or {
             split: predictions.counts for split, predictions in self.splits.items()

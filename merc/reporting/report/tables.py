@@ -377,11 +377,11 @@ def _joined(names: Sequence[str]) -> str:
 def corpora_table(section: Section) -> Table:
     """Dialogues, utterances and utterances per class of each split, the published numbers below ours."""
     splits = next((run.corpus for row in section.rows for run in row.finished.values() if run.corpus), {})
-    columns = ["dialogues", "utterances", *section.classes]
     counts = {split: {**numbers, **numbers["classes"]} for split, numbers in splits.items()}
-    if {"train", "validation"} <= counts.keys():
-        both = {column: counts["train"][column] + counts["validation"][column] for column in columns}
-        counts = {"train": counts["train"], "validation": counts["validation"], "train+validation": both, **counts}
+    counted = [
+        name for name in ("dialogues", "utterances", "speakers") if any(name in each for each in counts.values())
+    ]
+    columns = [*counted, *section.classes]
     rows, theirs = [], set()
     for split in dict.fromkeys([*counts, *section.published]):
         if split in counts:
