@@ -77,7 +77,8 @@ def _print(section: Section) -> None:
     table = section_tables(section)[0]
     print(f"{section.experiment.title}\n{origin(section)}")
     show(terminal(table))
-    print("\n".join([*table.notes, *(f"About the published numbers: {text}" for text in section.remarks), ""]))
+    remarks = ["About the published numbers:", *(f"- {text}" for text in section.remarks)] if section.remarks else []
+    print("\n".join([*table.notes, *remarks, ""]))
 
 
 def _sampling(settings: dict[str, Any]) -> Sampling:

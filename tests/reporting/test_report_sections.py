@@ -197,6 +197,16 @@ def test_the_published_numbers_are_those_of_the_corpus(lab: Lab) -> None:
     assert meld.remarks == ["meld/all: wrong.", "all: known."]
 
 
+def test_scores_on_other_data_are_not_passed_off_as_comparable(lab: Lab) -> None:
+    lab.experiment("mine/table", published=PUBLISHED)
+    lab.run("a/seed=1")
+    lab.sweep("mine/table", [lab.job("all", 1, "a/seed=1")], data="synthetic_meld", corpus="meld")
+    notes = table_of(section_of(lab)).notes
+    assert "Ours are on synthetic_meld, the published numbers on meld: they do not compare." in notes
+    lab.sweep("mine/table", [lab.job("all", 1, "a/seed=1")])
+    assert not any("do not compare" in note for note in table_of(section_of(lab)).notes)
+
+
 def test_costs_are_shown_in_readable_units_and_against_the_reference(lab: Lab) -> None:
     columns = ["parameters", "inference_seconds_per_utterance", "inference_flops_per_second", "train_seconds"]
     published = {"meld": {"plain": {"parameters": 12.92e6, "inference_seconds_per_utterance": 0.0769e-3}}}
@@ -216,7 +226,7 @@ def test_costs_are_shown_in_readable_units_and_against_the_reference(lab: Lab) -
     section = section_of(lab)
     shown = texts(table_of(section))
     assert shown["plain (reference)"]["parameters (M)"] == "13.13"
-    assert shown["full"]["inference (ms per utterance)"] == "0.15 (×1.50)"
+    assert shown["full"]["inference (ms/utterance)"] == "0.15 (×1.50)"
     assert shown["plain (reference)"]["inference (GFLOP/s)"] == "2000"
     assert shown["plain (reference)"]["training (s)"] == "12"
     assert [cell.text for cell in table_of(section).rows[0]].count("12.92") == 1
@@ -230,6 +240,7 @@ def test_robustness_is_a_table_of_noise_and_one_of_missing_modalities(lab: Lab) 
         lab.run(f"a/seed={seed}", seed=seed, robustness=robustness(0.6 + 0.02 * seed))
     lab.sweep("mine/noise", [lab.job("all", seed, f"a/seed={seed}") for seed in (1, 2)])
     section = section_of(lab)
+    assert [table.name for table in section_tables(section)][:3] == ["noise", "missing", "scores"]
     noise = [[cell.text for cell in row] for row in table_of(section, "noise").rows]
     assert table_of(section, "noise").columns == ["variant", "noise on", "0 σ", "0.5 σ"]
     assert noise == [

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from merc.reporting import statistics
@@ -16,13 +16,13 @@ NAMES = {
     "weighted_f1": "weighted F1",
     "macro_f1": "macro F1",
     "parameters": "parameters (M)",
-    "flops_per_utterance": "MFLOP per utterance",
+    "flops_per_utterance": "MFLOP/utterance",
     "inference_flops_per_second": "inference (GFLOP/s)",
     "train_seconds": "training (s)",
-    "train_seconds_per_epoch": "training (s per epoch)",
-    "train_batch_seconds": "training (ms per batch)",
+    "train_seconds_per_epoch": "training (s/epoch)",
+    "train_batch_seconds": "training (ms/batch)",
     "train_utterances_per_second": "training (utterances/s)",
-    "inference_seconds_per_utterance": "inference (ms per utterance)",
+    "inference_seconds_per_utterance": "inference (ms/utterance)",
     "inference_utterances_per_second": "inference (utterances/s)",
 }
 UNITS = {
@@ -72,21 +72,26 @@ class Table:
 
 
 def section_tables(section: Section) -> list[Table]:
-    """Every table of a section that has something to show, the paper's own form first."""
+    """Every table of a section that has something to show, the paper's own form first with what is missing below."""
+    first, *others = _tables(section)
+    return [replace(first, notes=[*first.notes, *state_notes(section)]), *others]
+
+
+def _tables(section: Section) -> Iterator[Table]:
     if section.experiment.kind == "corpora":
-        return [corpora_table(section)]
-    tables = [scores_table(section)]
+        yield corpora_table(section)
+        return
     if section.experiment.kind == "robustness":
-        tables += robustness_tables(section)
+        yield from robustness_tables(section)
+    yield scores_table(section)
     if section.summary and section.has_optimism():
-        tables.append(epochs_table(section))
+        yield epochs_table(section)
     if section.summary and any(row.intervals for row in section.rows):
-        tables.append(tests_table(section))
-    return tables
+        yield tests_table(section)
 
 
 def scores_table(section: Section) -> Table:
-    """Mean ± sd over seeds of every column, with the published numbers beside them, or below where that is wide."""
+    """Mean ± sd over seeds of every column, the published numbers beside them, or below where that is wide."""
     columns = section.columns
     printed = {column for cells in section.published.values() for column in cells}
     beside = printed if len(columns) <= BESIDE else set()
@@ -107,7 +112,7 @@ def scores_table(section: Section) -> Table:
         theirs.add(len(rows))
         rows.append(_published_row(section, name, f"{name} (published only)", beside))
     title = f"Test scores in percent, {_chosen(section)}" if any(map(is_score, columns)) else "Costs"
-    return Table("scores", title, headers, rows, theirs, [*_score_notes(section), *state_notes(section)])
+    return Table("scores", title, headers, rows, theirs, list(_score_notes(section)))
 
 
 def _published_row(section: Section, name: str, label: str, beside: Collection[str]) -> list[Cell]:
@@ -185,8 +190,9 @@ def _chosen(section: Section) -> str:
 def _score_notes(section: Section) -> Iterator[str]:
     if any(len(row.finished) > 1 for row in section.rows):
         yield "Mean ± standard deviation over seeds."
-    if section.tests:
-        assert section.reference is not None
+    if section.reference is not None and any(
+        _mark(section, row, column) for row in section.rows for column in section.tests
+    ):
         yield (
             f"* These runs differ from those of {section.reference.name} by more than the choice of test dialogues "
             "explains; ** so do the variants, by more than the choice of seeds explains too (Holm-adjusted p ≤ 0.05)."
@@ -195,6 +201,8 @@ def _score_notes(section: Section) -> Iterator[str]:
         yield f"Not tested, for want of the same seeds or test utterances: {', '.join(section.untested)}."
     if any(is_score(column) for cells in section.published.values() for column in cells):
         yield "Published numbers are as printed; their epoch was chosen on the test split (compare test_best)."
+    if section.published and section.sweep.data != section.sweep.corpus:
+        yield f"Ours are on {section.sweep.data}, the published numbers on {section.sweep.corpus}: they do not compare."
 
 
 def state_notes(section: Section) -> list[str]:
@@ -391,7 +399,7 @@ def corpora_table(section: Section) -> Table:
             printed = section.published[split]
             rows.append([Cell(f"{split} (published)"), *(_count(printed.get(column)) for column in columns)])
     title = "Dialogues, utterances and utterances of each class"
-    return Table("corpora", title, ["split", *columns], rows, theirs, state_notes(section))
+    return Table("corpora", title, ["split", *columns], rows, theirs)
 
 
 def _count(number: float | None) -> Cell:
