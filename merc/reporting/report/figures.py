@@ -92,7 +92,8 @@ def inline_svg(figure: "Figure", description: str) -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+    width = "wide" if figure.get_figwidth() > 6 else "narrow"
+    return svg.replace("<svg ", f'<svg class="{width}" role="img" aria-label="{description}" ', 1)
 
 
 def lines_figure(section: Section) -> "Figure | None":
