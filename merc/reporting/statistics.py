@@ -102,6 +102,21 @@ def bootstrap(confusions_SDCC: Array, resamples: int, seed: int = 0) -> Array:
     return scores(sums.reshape(resamples, seeds, classes, classes)).mean(1)
 
 
+def bootstrap_groups(groups: Sequence[Array], resamples: int, seed: int = 0) -> Array:
+    """The same over groups of seeds, each with dialogues of its own, which are resampled independently.
+
+    Args:
+        groups: counts per seed and dialogue of each group.
+        resamples: R.
+        seed: of the draws.
+
+    Returns:
+        (R, M), averaged over all seeds.
+    """
+    replicates = [bootstrap(counts_SDCC, resamples, seed + index) for index, counts_SDCC in enumerate(groups)]
+    return np.average(replicates, axis=0, weights=[len(counts_SDCC) for counts_SDCC in groups])
+
+
 @lru_cache(maxsize=8)
 def _draws(dialogues: int, resamples: int, seed: int) -> Array:
     """(R, D): how often each resample holds each dialogue."""
@@ -173,12 +188,29 @@ def compare(first_SDCC: Array, second_SDCC: Array, resamples: int, level: float 
         level: of confidence of the interval.
         seed: of the draws.
     """
-    dialogues = first_SDCC.shape[1]
-    first_SM, second_SM = seed_scores(first_SDCC), seed_scores(second_SDCC)
+    return compare_groups([(first_SDCC, second_SDCC)], resamples, level, seed)
+
+
+def compare_groups(
+    pairs: Sequence[tuple[Array, Array]], resamples: int, level: float = 0.95, seed: int = 0
+) -> Comparison:
+    """Compare two variants whose seeds may have been tested on different dialogues, as generated ones are.
+
+    Args:
+        pairs: for each group of seeds on the same dialogues, the counts of both variants as in :func:`compare`.
+        resamples: R, of the bootstrap and of the test; dialogues of different groups are drawn independently.
+        level: of confidence of the interval.
+        seed: of the draws.
+    """
+    seeds = [len(first) for first, _ in pairs]
+    first_SM = np.concatenate([seed_scores(first) for first, _ in pairs])
+    second_SM = np.concatenate([seed_scores(second) for _, second in pairs])
     difference = (first_SM - second_SM).mean(0)
-    replicates = bootstrap(first_SDCC, resamples, seed) - bootstrap(second_SDCC, resamples, seed)
-    low, high = interval(replicates, dialogues, level)
-    null = swapped_differences(first_SDCC, second_SDCC, resamples, seed)
+    replicates = bootstrap_groups([first for first, _ in pairs], resamples, seed)
+    replicates = replicates - bootstrap_groups([second for _, second in pairs], resamples, seed)
+    low, high = interval(replicates, min(first.shape[1] for first, _ in pairs), level)
+    swapped = [swapped_differences(*pair, resamples, seed + index) for index, pair in enumerate(pairs)]
+    null = np.average(swapped, axis=0, weights=seeds)
     chance = null + seed_chance(first_SM - second_SM, resamples, seed)
     effect = hedges_g(first_SM, second_SM)
     return Comparison(difference, low, high, p_value(difference, null), p_value(difference, chance), effect)

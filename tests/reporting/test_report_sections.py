@@ -138,6 +138,26 @@ def test_other_test_utterances_are_not_compared(lab: Lab, tmp_path: Path) -> Non
     assert any("Not tested" in note and "text" in note for note in table_of(section).notes)
 
 
+def test_seeds_with_data_of_their_own_all_count(lab: Lab, tmp_path: Path) -> None:
+    """Generated conversations follow the seed: the variants of a seed share them, other seeds have others."""
+    lab.experiment("mine/table")
+    jobs = []
+    for seed in (1, 2, 3):
+        own = Lab(tmp_path, dialogues=30 + seed)
+        for variant, skill in (("all", 0.6), ("text", 0.4)):
+            own.run(f"{variant}/seed={seed}", skill, seed)
+            jobs.append(lab.job(variant, seed, f"{variant}/seed={seed}"))
+    lab.sweep("mine/table", jobs)
+    section = section_of(lab)
+    ours, reference = (next(row for row in section.rows if row.name == name) for name in ("text", "all"))
+    tested = section.tests["weighted_f1"]["text"]
+    means = [np.mean(row.values("weighted_f1")) for row in (ours, reference)]
+    assert tested.difference == pytest.approx(means[0] - means[1])
+    assert not math.isnan(tested.p_variants)
+    low, high = ours.intervals["weighted_f1"]
+    assert low < means[0] < high
+
+
 def test_a_single_seed_has_neither_sd_nor_a_claim_about_seeds(lab: Lab) -> None:
     lab.grid("mine/table", {"text": 0.3, "all": 0.6}, seeds=(1,))
     section = section_of(lab)

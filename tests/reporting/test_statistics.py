@@ -256,6 +256,29 @@ def test_planted_nulls_are_rejected_no_more_often_than_promised() -> None:
     assert rates[[ACCURACY, WEIGHTED_F1]].min() > 0.01, "the test never rejects"
 
 
+def test_seeds_with_dialogues_of_their_own_are_drawn_independently() -> None:
+    """The variance of a mean of independent means is the mean of their variances over their number."""
+    rng = np.random.default_rng(15)
+    pairs = [simulate(rng, dialogues=dialogues, seeds=1, gain=0.2) for dialogues in (60, 90, 120)]
+    each = [statistics.bootstrap(first, 4000).var(0) for first, _ in pairs]
+    together = statistics.bootstrap_groups([first for first, _ in pairs], 4000).var(0)
+    np.testing.assert_allclose(together, np.sum(each, 0) / 9, rtol=0.15)
+    comparison = statistics.compare_groups(pairs, 200)
+    expected = np.mean([statistics.compare(*pair, 200).difference for pair in pairs], 0)
+    np.testing.assert_allclose(comparison.difference, expected)
+
+
+def test_planted_nulls_on_dialogues_of_their_own_are_rejected_no_more_often_than_promised() -> None:
+    rng = np.random.default_rng(16)
+    p_values = []
+    for _ in range(ROUNDS // 2):
+        pairs = [simulate(rng, dialogues=50, seeds=1) for _ in range(3)]
+        p_values.append(statistics.compare_groups(pairs, RESAMPLES // 2).p_runs)
+    rates = (np.array(p_values) <= 0.05).mean(0)
+    assert rates.max() <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / (ROUNDS // 2))
+    assert rates[[ACCURACY, WEIGHTED_F1]].min() > 0.01, "the test never rejects"
+
+
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_lucky_seeds_are_no_effect(seeds: int) -> None:
     """Chance in whole runs makes these runs different, which one test says, but not the variants."""

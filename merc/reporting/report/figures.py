@@ -12,7 +12,7 @@ import numpy as np
 from merc.errors import MercError
 from merc.files import atomic_file
 from merc.reporting import statistics
-from merc.reporting.report.sections import Section, is_score, mean, stacked
+from merc.reporting.report.sections import Section, is_score, mean
 from merc.reporting.report.tables import column_name, missing_scores, noise_curve, noises
 from merc.reporting.statistics import Array
 
@@ -198,7 +198,8 @@ def confusion_figure(section: Section) -> "Figure | None":
     figure, panels = panels_of(len(rows), width=side, height=side)
     for panel, row in zip(panels, rows, strict=True):
         classes = list(next(iter(row.tested.values())).classes)
-        draw_confusion(panel, stacked(row.tested).sum((0, 1)), classes)
+        counts = sum(test.confusions.sum(0) for test in row.tested.values())
+        draw_confusion(panel, np.asarray(counts), classes)
         panel.set_title(row.name, fontsize=9)
     return figure
 

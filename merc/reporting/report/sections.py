@@ -73,34 +73,46 @@ class Row:
 
     @cached_property
     def tested(self) -> dict[int, Predictions]:
-        """Seed → predictions of the test split; only seeds that were tested on the utterances of the first."""
+        """Seed → predictions of the test split."""
         tests = {seed: run.test for seed, run in self.finished.items()}
-        there = {seed: test for seed, test in tests.items() if test is not None and test.dialogues}
-        first = next(iter(there.values()), None)
-        return {seed: test for seed, test in there.items() if first is not None and test.same_utterances(first)}
+        return {seed: test for seed, test in tests.items() if test is not None}
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Measure → interval over dialogues of the mean over seeds, in percent; empty without predictions."""
         if not self.tested:
             return {}
-        classes, dialogues = _one(self.tested).classes, len(_one(self.tested).dialogues)
-        replicates = statistics.bootstrap(stacked(self.tested), self.sampling.resamples, self.sampling.seed)
+        groups = [_stacked(self.tested, seeds) for seeds in same_dialogues(self.tested)]
+        replicates = statistics.bootstrap_groups(groups, self.sampling.resamples, self.sampling.seed)
+        dialogues = min(counts_SDCC.shape[1] for counts_SDCC in groups)
         ends = 100 * statistics.interval(replicates, dialogues, self.sampling.level)
-        return dict(zip(statistics.measure_names(classes), map(tuple, ends.T.tolist()), strict=True))
+        names = statistics.measure_names(_one(self.tested).classes)
+        return dict(zip(names, map(tuple, ends.T.tolist()), strict=True))
 
     def compare(self, reference: "Row") -> Comparison | None:
-        """This variant against another on the seeds of both; None where they share no seed or no test utterances."""
-        shared = [seed for seed in self.tested if seed in reference.tested]
-        if not shared or not _one(self.tested).same_utterances(_one(reference.tested)):
+        """This variant against another on the seeds that were tested on the same utterances; None without any."""
+        shared = {
+            seed: test
+            for seed, test in self.tested.items()
+            if seed in reference.tested and test.same_utterances(reference.tested[seed])
+        }
+        if not shared:
             return None
-        return statistics.compare(
-            stacked({seed: self.tested[seed] for seed in shared}),
-            stacked({seed: reference.tested[seed] for seed in shared}),
-            self.sampling.resamples,
-            self.sampling.level,
-            self.sampling.seed,
-        )
+        pairs = [(_stacked(self.tested, seeds), _stacked(reference.tested, seeds)) for seeds in same_dialogues(shared)]
+        sampling = self.sampling
+        return statistics.compare_groups(pairs, sampling.resamples, sampling.level, sampling.seed)
+
+
+def same_dialogues(tests: Mapping[int, Predictions]) -> list[list[int]]:
+    """The seeds in groups that were tested on the same utterances: one, unless each seed has data of its own."""
+    groups: list[list[int]] = []
+    for seed, test in tests.items():
+        group = next((group for group in groups if test.same_utterances(tests[group[0]])), None)
+        if group is None:
+            groups.append([seed])
+        else:
+            group.append(seed)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -235,11 +247,6 @@ def is_score(column: str) -> bool:
     return column in SUMMARY or column.split("/")[0] in PER_CLASS
 
 
-def stacked(tests: Mapping[int, Predictions]) -> Array:
-    """(S, D, C, C) counts of runs on the same utterances."""
-    return np.stack([test.confusions for test in tests.values()])
-
-
 def mean(values: Sequence[float]) -> float:
     """The mean; NaN without values."""
     return sum(values) / len(values) if values else math.nan
@@ -259,6 +266,11 @@ def _adjusted(compared: Mapping[str, Comparison], measure: int) -> dict[str, Tes
         )
         for index, (name, each) in enumerate(compared.items())
     }
+
+
+def _stacked(tests: Mapping[int, Predictions], seeds: Sequence[int]) -> Array:
+    """(S, D, C, C) counts of seeds that were tested on the same utterances."""
+    return np.stack([tests[seed].confusions for seed in seeds])
 
 
 def _one(tests: Mapping[int, Predictions]) -> Predictions:
