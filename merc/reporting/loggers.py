@@ -13,8 +13,10 @@ from merc.config import instantiate
 from merc.data.conversation import Conversations
 from merc.errors import MercError
 from merc.models.prediction import Prediction
+from merc.reporting.report.sweeps import memberships, run_group, tag
 from merc.reporting.run_folder import RunFolder
 from merc.reporting.tables import SUMMARY
+from merc.reporting.wandb_account import wandb_mode
 
 
 @contextmanager
@@ -44,9 +46,11 @@ def open_logger(config: Mapping[str, Any], folder: RunFolder, group: str) -> Ite
 def wandb_logger(folder: RunFolder, group: str, seed: int, project: str, entity: str | None, mode: str) -> WandbLogger:
     """A Weights & Biases run that belongs to a run folder: resuming the folder resumes it.
 
+    A run of a sweep is grouped with its experiment and variant and tagged with all experiments that share it.
+
     Args:
         folder: the run folder; its path and first start name the run.
-        group: group of the run.
+        group: group of a run of no sweep.
         seed: becomes the job type.
         project: project of the run.
         entity: team; None: the account's own.
@@ -57,13 +61,15 @@ def wandb_logger(folder: RunFolder, group: str, seed: int, project: str, entity:
     """
     import wandb
 
+    sweeps = memberships(folder.path)
     logger = WandbLogger(
         name=f"{group}-seed={seed}",
         save_dir=os.environ.get("WANDB_DIR", folder.path),
         id=run_id(folder),
         project=project,
         entity=entity,
-        group=group,
+        group=run_group(*sweeps[0]) if sweeps else group,
+        tags=sorted({tag(experiment) for experiment, _ in sweeps}),
         job_type=f"seed={seed}",
         mode=wandb_mode(mode),
         settings=wandb.Settings(silent=True, console="off"),
@@ -90,7 +96,7 @@ def tensorboard_logger(folder: RunFolder, group: str, seed: int) -> TensorBoardL
 def log_closing(
     logger: Logger, metrics: Mapping[str, Any], splits: Mapping[str, tuple[Conversations, Prediction]]
 ) -> None:
-    """Log the content of metrics.json, and to Weights & Biases the confusion matrix of every evaluated split."""
+    """Log the content of metrics.json, and to Weights & Biases confusion matrix and predictions of every split."""
     summary = {
         f"{epoch}/test/{name}": float(scores[name]) for epoch, scores in metrics.items() for name in ("epoch", *SUMMARY)
     }
@@ -100,6 +106,7 @@ def log_closing(
 
         logger.experiment.summary.update(summary)
         logger.experiment.log({f"{split}/confusion_matrix": _confusion(wandb, *splits[split]) for split in splits})
+        logger.experiment.log({f"{split}/predictions": _predictions(wandb, *splits[split]) for split in splits})
 
 
 def _confusion(wandb: Any, conversations: Conversations, prediction: Prediction) -> Any:
@@ -110,17 +117,14 @@ def _confusion(wandb: Any, conversations: Conversations, prediction: Prediction)
     )
 
 
-def wandb_mode(mode: str) -> str:
-    """``auto`` as it works out here; any other mode as it is."""
-    if mode != "auto":
-        return mode
-    return os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
-
-
-def _has_account() -> bool:
-    import wandb
-
-    return bool(wandb.api.api_key)
+def _predictions(wandb: Any, conversations: Conversations, prediction: Prediction) -> Any:
+    """A row for each utterance: its id, label and prediction, and the probability of the latter."""
+    names = conversations.label_names
+    probability_N, predicted_N = prediction.fused.softmax(1).max(1)
+    labels = [names[label] for label in conversations.labels.tolist()]
+    predicted = [names[label] for label in predicted_N.tolist()]
+    rows = zip(conversations.utterance_ids, labels, predicted, probability_N.tolist(), strict=True)
+    return wandb.Table(columns=["utterance", "label", "prediction", "probability"], data=[list(row) for row in rows])
 
 
 def run_id(folder: RunFolder) -> str:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import wandb
+from lab import Lab
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from merc.config import compose
 from merc.errors import MercError
-from merc.reporting import loggers
+from merc.reporting import loggers, wandb_account
 from merc.reporting.run_folder import RunFolder
 from merc.train import train
 
@@ -46,6 +47,7 @@ def test_wandb_logs_offline_and_is_closed(
         b"test/f1/sadness",
         b"balancing/theta",
         b"test/confusion_matrix",
+        b"test/predictions",
         b"validation/weighted_f1",
         b"window",
     ):
@@ -54,15 +56,32 @@ def test_wandb_logs_offline_and_is_closed(
     assert logged["group"]
 
 
+def test_runs_of_a_sweep_are_grouped_by_experiment_and_variant(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    path = "model-0123/seed=2"
+    for experiment in ("mine/one", "mine/two"):
+        lab.sweep(experiment, [lab.job("text", 2, path), lab.job("all", 2, "model-4567/seed=2")])
+    folder = RunFolder(lab.run(path))
+    logger = loggers.wandb_logger(folder, "model-0123", 2, "merc", None, "offline")
+    try:
+        run = logger.experiment
+        assert (run.group, run.job_type, run.tags) == ("mine/one: text", "seed=2", ("mine/one", "mine/two"))
+        assert run.id == loggers.run_id(folder)
+    finally:
+        wandb.finish()
+
+
 def test_wandb_goes_offline_without_an_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr(loggers, "_has_account", lambda: False)
-    assert loggers.wandb_mode("auto") == "offline"
-    monkeypatch.setattr(loggers, "_has_account", lambda: True)
-    assert loggers.wandb_mode("auto") == "online"
-    assert loggers.wandb_mode("disabled") == "disabled"
+    monkeypatch.setattr(wandb_account, "has_account", lambda: False)
+    assert wandb_account.wandb_mode("auto") == "offline"
+    monkeypatch.setattr(wandb_account, "has_account", lambda: True)
+    assert wandb_account.wandb_mode("auto") == "online"
+    assert wandb_account.wandb_mode("disabled") == "disabled"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert loggers.wandb_mode("auto") == "offline"
+    assert wandb_account.wandb_mode("auto") == "offline"
 
 
 def test_the_same_folder_and_start_name_the_same_wandb_run(tmp_path: Path) -> None:

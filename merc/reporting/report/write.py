@@ -1,0 +1,115 @@
+"""From sweeps to files: what ``python -m merc.report`` does."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from merc.files import write_text
+from merc.reporting.report import render
+from merc.reporting.report.experiments import read_experiment
+from merc.reporting.report.page import CAPTIONS, PageSection, page, page_figures
+from merc.reporting.report.runs import Run
+from merc.reporting.report.sections import Sampling, Section
+from merc.reporting.report.sweeps import Sweep, read_sweeps
+from merc.reporting.report.tables import section_tables
+
+
+def read_sections(
+    run_root: Path, names: Sequence[str] = (), config_dir: Path | None = None, sampling: Sampling | None = None
+) -> list[Section]:
+    """The sections of the chosen experiments, in the order of their names; a run that several share is read once.
+
+    Args:
+        run_root: folder of the run folders.
+        names: experiments, or folders of experiments; none: all that were started.
+        config_dir: folder with an ``experiment/`` of the user's own.
+        sampling: how the statistics are drawn.
+
+    Raises:
+        MercError: there is no such sweep or experiment, or a file is damaged.
+    """
+    sweeps = sorted(read_sweeps(run_root, names), key=_natural)
+    runs = {path: Run(path) for path in {job.run for sweep in sweeps for job in sweep.jobs}}
+    experiments = {name: read_experiment(name, config_dir) for name in {sweep.experiment for sweep in sweeps}}
+    return [Section(experiments[sweep.experiment], sweep, sampling or Sampling(), runs) for sweep in sweeps]
+
+
+def _natural(sweep: Sweep) -> list[tuple[int, str]]:
+    """Table 9 comes before table 10."""
+    parts = re.split(r"(\d+)", f"{sweep.experiment} {sweep.name}")
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+
+
+def write_report(sections: Sequence[Section], out: Path, figures: bool = True) -> Path:
+    """Write the files of every section and the page with all of them.
+
+    A section's are ``<out>/<experiment>/<data>-<hash>/``: ``report.md``, ``scores.csv``, ``tests.csv``, a ``.tex`` for
+    each table, a ``.png`` and a ``.pdf`` for each figure.
+
+    Args:
+        sections: what to write.
+        out: folder.
+        figures: draw them too.
+
+    Returns:
+        the path of report.html.
+
+    Raises:
+        MercError: matplotlib is not installed, or a file cannot be written.
+    """
+    target = out / "report.html"
+    pages = [_write_section(section, out / section.key, figures) for section in sections]
+    introduction = (
+        "Scores are those of the test split in percent, at the epoch that validation chose unless a table says "
+        "otherwise. Click on a column to sort by it."
+    )
+    write_text(target, page("Experiments", introduction, pages))
+    return target
+
+
+def _write_section(section: Section, folder: Path, figures: bool) -> PageSection:
+    experiment, tables, drawn = section.experiment, section_tables(section), {}
+    if figures:
+        from merc.reporting.report.figures import section_figures, write_figure
+
+        drawn = section_figures(section)
+        for name, figure in drawn.items():
+            write_figure(figure, folder / name)
+    for table in tables:
+        caption = f"{experiment.title} ({experiment.source}), {section.sweep.data}. {table.title}."
+        write_text(folder / f"{table.name}.tex", render.latex(table, caption, f"tab:{section.key}:{table.name}"))
+    write_text(folder / "scores.csv", render.scores_csv(section))
+    if section.tests:
+        write_text(folder / "tests.csv", render.tests_csv(section))
+    write_text(folder / "report.md", _markdown(section, render.markdown(tables), list(drawn)))
+    return PageSection(
+        title=experiment.title,
+        origin=origin(section),
+        data=section.sweep.data,
+        progress=progress(section),
+        tables=tables,
+        figures=page_figures(drawn),
+        remarks=section.remarks,
+    )
+
+
+def _markdown(section: Section, tables: str, figures: Sequence[str]) -> str:
+    images = [f"![{name}]({name}.png)\n\n{CAPTIONS[name]}\n" for name in figures]
+    remarks = ["About the published numbers:\n", *(f"- {remark}" for remark in section.remarks), ""]
+    parts = [f"# {section.experiment.title}\n", f"{origin(section)}\n", tables, *images]
+    return "\n".join(parts + (remarks if section.remarks else []))
+
+
+def origin(section: Section) -> str:
+    """Experiment, paper, data, overrides and how far it is, in one line."""
+    overrides = f" Overrides: {' '.join(section.sweep.overrides)}." if section.sweep.overrides else ""
+    return (
+        f"{section.experiment.name}, after {section.experiment.source}; data {section.sweep.data}, "
+        f"{progress(section)}.{overrides}"
+    )
+
+
+def progress(section: Section) -> str:
+    """``12 of 15 runs``."""
+    planned = sum(len(row.runs) for row in section.rows)
+    return f"{planned - len(section.states())} of {planned} runs"
