@@ -70,22 +70,21 @@ def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     return torch.addcmul(x.new_zeros(()), x, mask.to(x.dtype), value=scale)
 
 
-_COUNTERS = torch.empty(0, dtype=torch.int32)
+_COUNTERS: dict[torch.device, Tensor] = {}
 
 
-def _counters(count: int) -> Tensor:
+def _counters(count: int, device: torch.device) -> Tensor:
     """(count,) int32 multiples 0, w, 2w … of an odd w (Weyl sequence); computed once, for the longest seen."""
-    global _COUNTERS
-    if len(_COUNTERS) < count:
-        _COUNTERS = torch.arange(count, dtype=torch.int32).mul_(-0x61C88647)
-    return _COUNTERS[:count]
+    if device not in _COUNTERS or len(_COUNTERS[device]) < count:
+        _COUNTERS[device] = torch.arange(count, dtype=torch.int32, device=device).mul_(-0x61C88647)
+    return _COUNTERS[device][:count]
 
 
 class RandomBytes:
     """A stream of random bytes that starts again with the same numbers when it is made with the same key.
 
-    On the CPU a counter-based generator: a multiply-and-shift hash of 32-bit counters, whose steps run vectorised and
-    on all threads. On other devices PyTorch's own.
+    A counter-based generator: a multiply-and-shift hash of 32-bit counters, whose steps run vectorised and on all
+    threads.
 
     Args:
         key: two 32-bit numbers.
@@ -96,7 +95,6 @@ class RandomBytes:
         self.key = key
         self.device = device
         self._used = 0
-        self._generator = None if device.type == "cpu" else torch.Generator(device).manual_seed(key[0] ^ key[1] << 32)
 
     @classmethod
     def draw(cls, p: float, device: torch.device) -> "RandomBytes | None":
@@ -112,11 +110,9 @@ class RandomBytes:
 
     def take(self, count: int) -> Tensor:
         """The next (count,) uint8 numbers, from 0 to 255."""
-        if self._generator is not None:
-            return torch.randint(256, (count,), dtype=torch.uint8, device=self.device, generator=self._generator)
         start, length = self._used, -(-count // 4)
         self._used += length
-        words = _counters(length).add((self.key[0] - 0x61C88647 * start + 2**31) % 2**32 - 2**31)
+        words = _counters(length, self.device).add((self.key[0] - 0x61C88647 * start + 2**31) % 2**32 - 2**31)
         shifted = torch.empty_like(words)
         for shift, factor in ((16, 0x7FEB352D), (15, -0x7B935975), (16, 1)):
             torch.bitwise_right_shift(words, shift, out=shifted)  # arithmetic: the mask makes it logical
