@@ -66,7 +66,8 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
     keep_freed_memory()
     config = plain(cfg)
     _refuse_single_experiment(config)
-    config.pop("experiment", None)  # says which table the run is for, and is the same run for another one
+    for key in ("experiment", "variants"):  # say which table the run is for, and are the same run for another one
+        config.pop(key, None)
     name = _name(cfg)
     folder = RunFolder(run_path(cfg, name))
     group = name if cfg.run_dir else folder.path.parent.name

@@ -1,7 +1,7 @@
 """What an experiment is: the ``experiment`` node of a configuration, checked."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from merc.errors import MercError, nearest
@@ -42,11 +42,20 @@ class Experiment:
     remarks: Sequence[Any] = ()
     smoke: Mapping[str, Any] = field(default_factory=dict)
 
+    def only(self, names: Sequence[str]) -> "Experiment":
+        """The experiment with these variants alone.
+
+        Raises:
+            MercError: one of them is none of its own.
+        """
+        _refuse_unknown(f"Experiment {self.name}: variants names", names, self.variants)
+        kept = {name: overrides for name, overrides in self.variants.items() if name in names}
+        return replace(self, variants=kept)
+
     def reduced(self) -> "Experiment":
         """The experiment as ``trainer=smoke`` runs it."""
         names = self.smoke.get("variants", list(self.variants))
-        kept = {name: self.variants[name] for name in self.variants if name in names}
-        return Experiment(**{**vars(self), "seeds": self.smoke.get("seeds", self.seeds), "variants": kept})
+        return replace(self.only(names), seeds=self.smoke.get("seeds", self.seeds))
 
 
 def read_experiment(node: Mapping[str, Any], choice: str) -> Experiment:

@@ -95,7 +95,7 @@ class Planner:
             for variant in experiment.variants
             for job in self._variant(experiment, variant, choice, common, seeds or list(experiment.seeds))
         ]
-        overrides = [override for override in common if override.split("=")[0] not in BESIDES_THE_RUN]
+        overrides = [o for o in common if (key := o.split("=")[0]) == "variants" or key not in BESIDES_THE_RUN]
         if seeds:
             overrides.append(f"seed={','.join(map(str, seeds))}")
         data, corpus = base.hydra.runtime.choices.data, base.corpus.name
@@ -170,13 +170,17 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def _experiment(base: DictConfig) -> Experiment | None:
-    """The experiment in a composed configuration, reduced where the trainer says so; None where there is none."""
+    """The experiment in a composed configuration, reduced to what trainer and ``variants`` say; None: there is none."""
     if "experiment" not in base:
+        if base.variants is not None:
+            raise MercError("variants=… chooses among those of an experiment: add experiment=….")
         return None
     node: Mapping[str, Any] = OmegaConf.to_container(base.experiment, resolve=True)  # type: ignore[assignment]
     choices = base.hydra.runtime.choices
     experiment = read_experiment(node, choices.experiment)
-    return experiment.reduced() if choices.trainer == SMOKE else experiment
+    if choices.trainer == SMOKE:
+        experiment = experiment.reduced()
+    return experiment if base.variants is None else experiment.only(base.variants)
 
 
 def _refuse_shared_folders(plans: Sequence[Plan]) -> None:

@@ -28,6 +28,12 @@ def test_an_experiment_is_variants_times_seeds(expand: Expand) -> None:
     assert [(job.variant, job.seed) for job in plan.jobs] == list(itertools.product(names, [1, 2, 3]))
 
 
+def test_variants_are_chosen_by_name_and_share_their_runs_with_the_whole_experiment(expand: Expand) -> None:
+    (whole,) = expand("experiment=toy/modalities")
+    (part,) = expand("experiment=toy/modalities", "variants=[all,text]")
+    assert [job.run for job in part.jobs] == [job.run for job in whole.jobs if job.variant != "text without graph"]
+
+
 def test_a_job_is_the_run_that_its_overrides_make_without_the_experiment(expand: Expand) -> None:
     (plan,) = expand("experiment=toy/modalities", "hyperparameters.window=4")
     runs = {(job.variant, job.seed): job.run for job in plan.jobs}
@@ -103,6 +109,8 @@ def test_smoke_leaves_alone_what_a_variant_or_the_command_line_sets() -> None:
             "variant 'text': The configuration has",
         ),
         (["experiment=toy/modalities", 'experiment.variants.text=["seed=many"]'], "variant 'text': seed=many is not"),
+        (["experiment=toy/modalities", "variants=[txt]"], "variants names 'txt'. Did you mean 'text'?"),
+        (["variants=[text]"], "add experiment="),
         (["experiment=toy/modalities", "seed=one"], "seed=one is not a whole number"),
         (["experiment=toy/modalities", "run_dir=runs/x"], "runs/x would hold several runs"),
         (["optimizer.lr=interval(0,1)"], "has no end. List the values: optimizer.lr=a,b,c"),
