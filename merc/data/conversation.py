@@ -113,20 +113,6 @@ class ConversationBatch:
         """(B, L) bool: True where the padded layout holds an utterance."""
         return self.occupied if self.present is None else self.pad(self.present)
 
-    def visible(self, columns_BL: Tensor) -> Tensor:
-        """Mask for attention in the padded layout: which of some rows each row may attend to.
-
-        Args:
-            columns_BL: (B, L) bool, the rows that may be attended to at all: :attr:`mask` or :attr:`occupied`.
-
-        Returns:
-            (B, 1, 1, L) bool; (B, 1, L, L) if causal.
-        """
-        mask = columns_BL[:, None, None, :]
-        if not self.causal:
-            return mask
-        return mask & torch.ones(mask.shape[-1], mask.shape[-1], dtype=torch.bool, device=mask.device).tril()
-
     def with_padding(self, speaker: int) -> Self:
         """The batch with rows of padding, so that all dialogues are as long as the longest.
 

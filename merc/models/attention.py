@@ -14,14 +14,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from merc.data.conversation import ConversationBatch
+from merc.data.conversation import TILE, ConversationBatch
 from merc.models.dropout import RandomBytes, apply_mask, keep_mask, keep_scale
 from merc.models.precision import lower_precision
 
 PIECE = 64
 """Receiving utterances that are treated at a time in dialogues with more pairs than a tile."""
-
-PAIRS = 2**15
 
 
 def attend(
@@ -67,7 +65,7 @@ class _Layout:
         The last is (B', 1, Q, K) or broadcastable, a huge negative number where nothing is received; None: nowhere.
         """
         length = tile.shape[1]
-        step = length if tile.numel() * length <= PAIRS else min(length, PIECE)
+        step = length if tile.numel() * length <= TILE else min(length, PIECE)
         reach = length if self.window is None else self.window
         for start in range(0, length, step):
             end = min(start + step, length)

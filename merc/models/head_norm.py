@@ -1,16 +1,14 @@
-"""Layer norm and GELU of wide rows in one pass over them."""
+"""Layer norm and GELU of wide rows as one operation that keeps little."""
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 EPSILON = 1e-5
-PIECE = 2**22
-"""Numbers that are worked on at a time: small enough to stay in a core's cache from one operation to the next."""
 
 
 def head_norm_gelu(x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor) -> Tensor:
@@ -19,38 +17,34 @@ def head_norm_gelu(x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor) -> Tensor:
 
 
 class _HeadNormGelu(Function):
-    """Goes through the rows piece by piece; the backward pass computes again what the forward pass did not keep."""
+    """Keeps the normed rows alone; everything else is computed again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor) -> Tensor:
-        ctx.save_for_backward(x_NHD, weight_HD, bias_HD)
-        out_NHD = torch.empty_like(x_NHD)
-        weight_HD, bias_HD = weight_HD.to(x_NHD.dtype), bias_HD.to(x_NHD.dtype)
-        for piece in _pieces(x_NHD):
-            normed, _, _ = torch.native_layer_norm(x_NHD[piece], x_NHD.shape[-1:], None, None, EPSILON)
-            torch.ops.aten.gelu(torch.addcmul(bias_HD, normed, weight_HD), out=out_NHD[piece])
-        return out_NHD
+        normed_NHD, _, scale_NH1 = torch.native_layer_norm(x_NHD, x_NHD.shape[-1:], None, None, EPSILON)
+        ctx.save_for_backward(normed_NHD, scale_NH1, weight_HD, bias_HD)
+        return F.gelu(_affine(normed_NHD, weight_HD, bias_HD))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NHD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_NHD, weight_HD, bias_HD = ctx.saved_tensors
-        dim = x_NHD.shape[-1:]
-        of_x_NHD = torch.empty_like(x_NHD)
-        of_weight_HD, of_bias_HD = torch.zeros_like(weight_HD), torch.zeros_like(bias_HD)
-        weight_low, bias_low = weight_HD.to(x_NHD.dtype), bias_HD.to(x_NHD.dtype)
-        for piece in _pieces(x_NHD):
-            normed, mean, deviation = torch.native_layer_norm(x_NHD[piece], dim, None, None, EPSILON)
-            incoming = torch.ops.aten.gelu_backward(gradient_NHD[piece], torch.addcmul(bias_low, normed, weight_low))
-            of_bias_HD += incoming.sum(0)
-            of_weight_HD += normed.mul_(incoming).sum(0)
-            of_x_NHD[piece], _, _ = torch.ops.aten.native_layer_norm_backward(
-                incoming.mul_(weight_low), x_NHD[piece], dim, mean, deviation, None, None, [True, False, False]
-            )
-        return of_x_NHD, of_weight_HD, of_bias_HD
+        normed_NHD, scale_NH1, weight_HD, bias_HD = ctx.saved_tensors
+        incoming_NHD = torch.ops.aten.gelu_backward(gradient_NHD, _affine(normed_NHD, weight_HD, bias_HD))
+        of_bias_HD = incoming_NHD.sum(0).to(bias_HD.dtype)
+        of_weight_HD = (normed_NHD * incoming_NHD).sum(0).to(weight_HD.dtype)
+        # Rows that are normed have mean 0 and deviation 1; the scale of the original ones comes in behind.
+        of_x_NHD, _, _ = torch.ops.aten.native_layer_norm_backward(
+            incoming_NHD.mul_(weight_HD.to(incoming_NHD.dtype)),
+            normed_NHD,
+            normed_NHD.shape[-1:],
+            torch.zeros_like(scale_NH1),
+            torch.ones_like(scale_NH1),
+            None,
+            None,
+            [True, False, False],
+        )
+        return of_x_NHD.mul_(scale_NH1.to(of_x_NHD.dtype)), of_weight_HD, of_bias_HD
 
 
-def _pieces(x_NHD: Tensor) -> Iterator[slice]:
-    size = max(1, PIECE // x_NHD[0].numel()) if x_NHD.is_cpu else len(x_NHD)
-    for start in range(0, len(x_NHD), size):
-        yield slice(start, start + size)
+def _affine(normed_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor) -> Tensor:
+    return torch.addcmul(bias_HD.to(normed_NHD.dtype), normed_NHD, weight_HD.to(normed_NHD.dtype))
