@@ -99,7 +99,7 @@ class GradientModulation(BalancingPolicy):
             prediction.unimodal[modality].float().softmax(-1).gather(1, labels_N[:, None]).sum()
             for modality in self.modalities
         ]
-        self._sums = self._sums.to(labels_N.device) + torch.stack([*right, right[0].new_tensor(len(labels_N))])
+        self._sums = self._sums.to(labels_N.device) + torch.stack([*right, right[0].new_full((), len(labels_N))])
 
     @torch.no_grad()
     def on_before_optimizer_step(

@@ -51,22 +51,30 @@ class ConversationBatch:
     @cached_property
     def dialogues(self) -> Tensor:
         """(N,) int64: the dialogue of each row, 0 … B-1."""
-        lengths = torch.tensor(self.lengths, device=self.device)
-        return torch.repeat_interleave(lengths, output_size=sum(self.lengths))
+        return torch.repeat_interleave(self._upload(self.lengths), output_size=sum(self.lengths))
 
     @cached_property
     def positions(self) -> Tensor:
         """(N,) int64: position of each row in its dialogue, from 0."""
         rows = torch.arange(sum(self.lengths), device=self.device)
-        starts = torch.tensor([0, *accumulate(self.lengths)][:-1], device=self.device)
+        starts = self._upload([0, *accumulate(self.lengths)][:-1])
         return rows - starts[self.dialogues]
 
     @cached_property
     def previous(self) -> Tensor:
         """(N,) int64: the row before each row in its dialogue; before the first stands the last, itself if causal."""
         rows = torch.arange(sum(self.lengths), device=self.device)
-        lengths = torch.tensor(self.lengths, device=self.device)[self.dialogues]
+        lengths = self._upload(self.lengths)[self.dialogues]
         return torch.where(self.positions == 0, rows if self.causal else rows + lengths - 1, rows - 1)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(N,) int64: where each row lies in the padded layout, whose B·L rows are counted dialogue after dialogue."""
+        return self.dialogues * max(self.lengths) + self.positions
+
+    def _upload(self, numbers: Sequence[int]) -> Tensor:
+        # With device= in its place, torch.tensor would wait until the device has done all that was asked of it.
+        return torch.tensor(numbers).to(self.device, non_blocking=True)
 
     def pad(self, rows: Tensor) -> Tensor:
         """(N, ...) packed rows → (B, L, ...) with zeros behind each dialogue, L the longest dialogue."""
@@ -105,8 +113,7 @@ class ConversationBatch:
     @cached_property
     def occupied(self) -> Tensor:
         """(B, L) bool: True where the padded layout holds a row."""
-        lengths = torch.tensor(self.lengths, device=self.device)
-        return torch.arange(max(self.lengths), device=self.device) < lengths[:, None]
+        return torch.arange(max(self.lengths), device=self.device) < self._upload(self.lengths)[:, None]
 
     @cached_property
     def mask(self) -> Tensor:

@@ -1,17 +1,17 @@
-"""The modality score of the AMB-DSGDN paper, as a torchmetrics class."""
+"""How well a modality does alone, for the balancing policies: torchmetrics classes that never wait for the device."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from merc.metrics.confusion import confusion_matrix
 
 
-class PrecisionRecallProduct(Metric):
-    """p = Σ_c w_c · precision_c · recall_c / Σ_c w_c with w_c = N/n_c (AMB-DSGDN Eq. 19).
-
-    Classes without a label have no weight; the precision of a class that is never predicted is 0.
+class ConfusionScore(Metric, ABC):
+    """A score that follows from the confusion matrix.
 
     Args:
         num_classes: C.
@@ -24,17 +24,39 @@ class PrecisionRecallProduct(Metric):
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.num_classes = num_classes
         zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("confusion", default=zeros, dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Count (N,) predicted and (N,) true class ids."""
-        self.confusion += multiclass_confusion_matrix(preds, target, self.num_classes)
+        self.confusion += confusion_matrix(preds, target, len(self.confusion))
 
     def compute(self) -> Tensor:
         """Scalar score in [0, 1]."""
-        correct, support, predicted = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
-        weight = torch.where(support > 0, 1 / support, 0.0)
-        product = (correct / predicted.clamp_min(1)) * (correct / support.clamp_min(1))
-        return (weight * product).sum() / weight.sum()
+        return self.score(self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0))
+
+    @abstractmethod
+    def score(self, correct_C: Tensor, support_C: Tensor, predicted_C: Tensor) -> Tensor:
+        """The score from (C,) counts: rightly predicted, labelled and predicted utterances of each class."""
+
+
+class PrecisionRecallProduct(ConfusionScore):
+    """p = Σ_c w_c · precision_c · recall_c / Σ_c w_c with w_c = N/n_c (AMB-DSGDN Eq. 19).
+
+    Classes without a label have no weight; the precision of a class that is never predicted is 0.
+    """
+
+    def score(self, correct_C: Tensor, support_C: Tensor, predicted_C: Tensor) -> Tensor:
+        """The score of the AMB-DSGDN paper."""
+        weight_C = torch.where(support_C > 0, 1 / support_C, 0.0)
+        product_C = (correct_C / predicted_C.clamp_min(1)) * (correct_C / support_C.clamp_min(1))
+        return (weight_C * product_C).sum() / weight_C.sum()
+
+
+class WeightedF1(ConfusionScore):
+    """Weighted F1: the mean of the classes' F1 = 2·correct/(labelled + predicted), weighted by their utterances."""
+
+    def score(self, correct_C: Tensor, support_C: Tensor, predicted_C: Tensor) -> Tensor:
+        """The score of the released code."""
+        f1_C = 2 * correct_C / (support_C + predicted_C).clamp_min(1)
+        return (support_C * f1_C / support_C.sum()).sum()

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from merc.data.conversation import TILE, ConversationBatch
 from merc.models.dropout import RandomBytes, apply_mask, keep_mask, keep_scale
-from merc.models.precision import lower_precision
+from merc.models.precision import at_least_single, lower_precision
 
 PIECE = 64
 """Receiving utterances that are treated at a time in dialogues with more pairs than a tile."""
@@ -147,7 +147,8 @@ class _Attend(Function):
                 mask = keep_mask(attention, ctx.dropout, source)
                 kept = apply_mask(attention, mask, scale).to(value.dtype)
                 of_value[:, :, sources] += kept.transpose(-1, -2) @ incoming[:, :, receivers]
-                of_heads = apply_mask((incoming[:, :, receivers] @ values.transpose(-1, -2)).float(), mask, scale)
+                of_kept = (incoming[:, :, receivers] @ values.transpose(-1, -2)).to(maps.dtype)
+                of_heads = apply_mask(of_kept, mask, scale)
                 of_maps = torch.stack([of_heads, -of_heads], dim=2).flatten(1, 2) if ctx.difference else of_heads
                 of_scores = torch._softmax_backward_data(of_maps, maps, -1, maps.dtype).to(query.dtype)
                 of_query[:, :, receivers] = of_scores @ keys
@@ -159,8 +160,8 @@ class _Attend(Function):
 
 
 def _maps(query: Tensor, key: Tensor, absent: Tensor | None) -> Tensor:
-    """(B', M, Q, K) softmax of the scores, in single precision."""
-    scores = (query @ key.transpose(-1, -2)).float()
+    """(B', M, Q, K) softmax of the scores, at least in single precision."""
+    scores = at_least_single(query @ key.transpose(-1, -2))
     return (scores if absent is None else scores.add_(absent)).softmax(-1)
 
 

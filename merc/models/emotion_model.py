@@ -94,7 +94,7 @@ class EmotionModel(nn.Module):
         if not self.pad_dialogues:
             return self._run(batch)
         padded = batch.with_padding(speaker=self.padding_speaker)
-        return self._run(padded).rows(batch.occupied.flatten())
+        return self._run(padded).rows(batch.places)
 
     @property
     def padding_speaker(self) -> int:

@@ -8,13 +8,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics import Metric
 
 from merc.config import instantiate
 from merc.data.conversation import ConversationBatch, CorpusInfo
 from merc.errors import MercError
-from merc.metrics import scores_from_confusion
+from merc.metrics import confusion_matrix, scores_from_confusion
 from merc.models.build import build_model, build_objective, self_contained
 from merc.models.prediction import Prediction
 
@@ -22,24 +21,34 @@ CHECKPOINT_KEY = "merc"
 SCALARS = ("loss", "accuracy", "weighted_precision", "weighted_f1", "macro_f1")
 
 
-class SplitScores(nn.Module):
-    """Loss and confusion matrix of one split, accumulated on the device.
+class SplitScores(Metric):
+    """Loss and confusion matrix of one split, accumulated on the device without waiting for it.
 
     Args:
         num_classes: C.
     """
 
+    full_state_update = False
+    loss: Tensor
+    utterances: Tensor
+    confusion: Tensor
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric()
-        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.add_state("loss", default=torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("utterances", default=torch.zeros(()), dist_reduce_fx="sum")
+        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.add_state("confusion", default=zeros, dist_reduce_fx="sum")
 
-    def compute(self, label_names: tuple[str, ...]) -> dict[str, Any]:
-        """The scores of everything seen since the last call, as plain numbers."""
-        scores = {"loss": self.loss.compute().item(), **scores_from_confusion(self.confusion.compute(), label_names)}
-        self.loss.reset()
-        self.confusion.reset()
-        return scores
+    def update(self, loss: Tensor, predicted_N: Tensor, labels_N: Tensor) -> None:
+        """Count a batch: its mean loss, (N,) predicted and (N,) true class ids."""
+        self.loss += loss.float() * len(labels_N)
+        self.utterances += len(labels_N)
+        self.confusion += confusion_matrix(predicted_N, labels_N, len(self.confusion))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """The mean loss per utterance and the (C, C) confusion matrix of everything since the last reset."""
+        return self.loss / self.utterances, self.confusion
 
 
 class EmotionRecognition(L.LightningModule):
@@ -86,17 +95,21 @@ class EmotionRecognition(L.LightningModule):
         """Count one batch of an evaluated split."""
         prediction = self(batch)
         split = self._split(self.evaluation_splits[dataloader_idx])
-        split.loss.update(self.objective(prediction, batch.labels)["total"], weight=sum(batch.lengths))
-        split.confusion.update(prediction.fused.argmax(-1), batch.labels)
+        split.update(self.objective(prediction, batch.labels)["total"], prediction.fused.argmax(-1), batch.labels)
 
     def _split(self, name: str) -> SplitScores:
         return cast(SplitScores, self.split_scores[name])
 
     def on_validation_epoch_end(self) -> None:
         """Scores over whole splits, never means over batches."""
-        self.scores = {name: self._split(name).compute(self.info.label_names) for name in self.evaluation_splits}
+        self.scores = {name: self._scores(self._split(name)) for name in self.evaluation_splits}
         for split, scores in self.scores.items():
             self.log_dict({f"{split}/{name}": scores[name] for name in SCALARS})
+
+    def _scores(self, split: SplitScores) -> dict[str, Any]:
+        loss, confusion_CC = split.compute()
+        split.reset()
+        return {"loss": loss.item(), **scores_from_confusion(confusion_CC, self.info.label_names)}
 
     def predict_step(self, batch: ConversationBatch, batch_idx: int = 0, dataloader_idx: int = 0) -> Prediction:
         """Class scores of every utterance of the batch."""

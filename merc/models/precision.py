@@ -10,3 +10,8 @@ def lower_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """The tensor in single precision, whatever autocast made of it; unchanged where it is more precise."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

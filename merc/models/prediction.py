@@ -23,7 +23,7 @@ class Prediction:
     kept: Tensor | None = None
 
     def rows(self, wanted_N: Tensor) -> Self:
-        """The utterances of a (N,) bool mask."""
+        """The utterances with these (N',) int64 indices."""
         return type(self)(
             fused=self.fused[wanted_N],
             unimodal={modality: logits_NC[wanted_N] for modality, logits_NC in self.unimodal.items()},

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from torchmetrics.classification import MulticlassF1Score
 
-from merc.metrics import PrecisionRecallProduct, scores_from_confusion
+from merc.metrics import PrecisionRecallProduct, WeightedF1, confusion_matrix, scores_from_confusion
 
 NAMES = ("a", "b", "c", "d")
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
@@ -54,3 +55,22 @@ def test_precision_recall_product_equals_eq_19(pairs: list[tuple[int, int]]) -> 
     for start in range(0, len(pairs), 7):  # fed in pieces
         metric.update(torch.from_numpy(predictions[start : start + 7]), torch.from_numpy(labels[start : start + 7]))
     assert metric.compute().item() == pytest.approx(numerator / denominator, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs=PAIRS)
+def test_confusion_matrix_equals_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    labels, predictions = np.array(pairs).T
+    ours = confusion_matrix(torch.from_numpy(predictions), torch.from_numpy(labels), 4)
+    assert ours.tolist() == sk.confusion_matrix(labels, predictions, labels=range(4)).tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs=PAIRS)
+def test_weighted_f1_is_that_of_torchmetrics_to_the_last_bit(pairs: list[tuple[int, int]]) -> None:
+    labels, predictions = torch.tensor(pairs).T
+    ours, theirs = WeightedF1(num_classes=4), MulticlassF1Score(num_classes=4, average="weighted")
+    for start in range(0, len(pairs), 7):  # fed in pieces
+        for metric in (ours, theirs):
+            metric.update(predictions[start : start + 7], labels[start : start + 7])
+    assert torch.equal(ours.compute(), theirs.compute())

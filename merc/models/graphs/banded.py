@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from merc.models.dropout import RandomBytes, apply_mask, keep_mask, keep_scale
 from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph
+from merc.models.precision import at_least_single
 
 SLOPE = 0.2
 
@@ -36,9 +37,9 @@ def attention_band(
     Returns:
         (G, S, H, K), 0 where there is no edge.
     """
-    # In single precision, whatever autocast made of the inputs.
-    relation_MR, coefficients_H = (x if x is None else x.float() for x in (relation_MR, coefficients_H))
-    return cast(Tensor, _AttentionBand.apply(ends_NM2.float(), relation_MR, coefficients_H, graph, dropout))  # type: ignore[no-untyped-call]
+    relation_MR, coefficients_H = (x if x is None else at_least_single(x) for x in (relation_MR, coefficients_H))
+    inputs = (at_least_single(ends_NM2), relation_MR, coefficients_H)
+    return cast(Tensor, _AttentionBand.apply(*inputs, graph, dropout))  # type: ignore[no-untyped-call]
 
 
 class _AttentionBand(Function):

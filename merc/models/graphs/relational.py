@@ -54,7 +54,9 @@ class RelationalScores(nn.Module):
         if self.relation_table is None:
             return None
         vectors_MR = self.vector[:, -RELATION_DIM:]
-        rows = self.relation_table[:, list(kinds)].repeat_interleave(len(vectors_MR) // len(self.relation_table), 0)
+        # Not an index with a list, which would have to be copied to the device first.
+        tables_TRV = torch.stack([self.relation_table[:, kind] for kind in kinds], dim=1)
+        rows = tables_TRV.repeat_interleave(len(vectors_MR) // len(self.relation_table), 0)
         return (rows @ vectors_MR[..., None]).squeeze(-1)
 
 
