@@ -56,13 +56,11 @@ class Row:
         return "selected" if all("selected" in run.metrics for run in self.finished.values()) else "last"
 
     def values(self, column: str, epoch: str | None = None) -> list[float]:
-        """A measure in percent at an epoch (the headline's without one), or a cost in the unit in which it is shown.
-
-        Of every finished seed that has it.
+        """A measure in percent, or a cost in the unit in which it is shown, of every finished seed that has it.
 
         Args:
             column: a measure, or a key of costs.json.
-            epoch: ``selected``, ``last``, ``test_best``.
+            epoch: of a measure: ``selected``, ``last``, ``test_best``; None: the headline's.
         """
         runs = self.finished.values()
         if not is_score(column):

@@ -189,7 +189,7 @@ def published_table(section: Section) -> Table:
             if any(cell.text for cell in shown):
                 rows.append([Cell(name), Cell(column_name(measure)), *shown])
     headers = ["method", "measure", "whole split", *labels]
-    title = "What the paper prints besides, in percent"
+    title = "What the paper prints besides"
     return Table("published", title, headers, rows, set(range(len(rows))))
 
 
