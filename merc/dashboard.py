@@ -7,8 +7,8 @@ from pathlib import Path
 
 from merc.errors import MercError
 from merc.files import write_json
-from merc.reporting.report.experiments import Experiment, experiment_names, read_experiment
 from merc.reporting.wandb_account import has_account
+from merc.sweeping.experiment import Experiment, experiment_names, read_experiment
 
 
 def dashboard(experiments: Sequence[Experiment], entity: str, project: str, dry_run: Path | None = None) -> None:

@@ -30,9 +30,9 @@ from merc.reporting.history import REPORTED
 from merc.reporting.predictions import predict, write_predictions
 from merc.reporting.quiet import quiet_lightning
 from merc.reporting.run_folder import RunFolder
-from merc.reporting.sweeps import runs_of_sweeps
 from merc.reporting.tables import class_table, robustness_table, scores_line, show
 from merc.robustness import LEVELS, Row, disturbances, every_missing_set, measure, record
+from merc.sweeping.manifest import read_sweeps
 from merc.train import build_trainer
 
 READ = (
@@ -143,7 +143,9 @@ def evaluate_sweep(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Path]
     if _about_data(overrides):
         raise MercError("sweep=… evaluates each run on its own data. Leave out data…, or name one run with ckpt=….")
     names = [config["sweep"]] if isinstance(config["sweep"], str) else config["sweep"]
-    folders = [RunFolder(path) for path in runs_of_sweeps(Path(config["run_root"]), names)]
+    run_root = Path(config["run_root"])
+    runs = dict.fromkeys(job.run for sweep in read_sweeps(run_root, names) for job in sweep.jobs)
+    folders = [RunFolder(run_root / run) for run in runs]
     finished = [folder for folder in folders if folder.finished]
     if not finished:
         raise MercError(f"None of the {len(folders)} runs of {', '.join(names)} is finished: train them first.")

@@ -1,16 +1,20 @@
 """Short forms of overrides, and what a command offers to choose from."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 from hydra import initialize_config_dir, initialize_config_module
 from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
 from torch import nn
 
 from merc.cli import offered_groups
 from merc.config import CONFIG_MODULE, check_plugins, choices, compose, expand_choices, instantiate, locate, typed
 from merc.errors import MercError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,30 @@ def test_choices_are_those_of_every_group() -> None:
     assert (chosen["graph"], chosen["graph/module@graph.default"]) == ("gcn", "gcn")
     assert chosen["denoiser/module@denoiser.visual"] == "recurrent"
     assert "denoiser/module@denoiser.audio" not in chosen
+
+
+def parts(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Key → class of everything below a node that is built; what is chosen for no modality is left out."""
+    if not isinstance(node, dict):
+        return {}
+    own = {prefix: node["_target_"]} if node.get("_target_") else {}
+    return own | {
+        name: target for key, value in node.items() for name, target in parts(value, f"{prefix}.{key}").items()
+    }
+
+
+@pytest.mark.parametrize("model", ["amb_dsgdn_released", "redifu", "redifu_released"])
+def test_what_is_chosen_for_a_stage_replaces_all_that_the_model_chose_there(model: str) -> None:
+    stages = ("denoiser", "graph", "gate", "balancing", "fusion", "classifier", "objective")
+    offered = {
+        stage: sorted(file.stem for file in (CONF / stage).glob("*.yaml") if not file.stem.startswith("_"))
+        for stage in stages
+    }
+    for index in range(max(map(len, offered.values()))):
+        chosen = [f"{stage}={names[index % len(names)]}" for stage, names in offered.items()]
+        ours, usual = (compose([f"model={name}", *chosen]) for name in (model, "amb_dsgdn"))
+        for stage in stages:
+            assert parts(OmegaConf.to_container(ours[stage])) == parts(OmegaConf.to_container(usual[stage])), chosen
 
 
 def test_a_choice_that_nobody_has_names_those_there_are() -> None:

@@ -20,7 +20,8 @@ NODE = {
     "kind": "table",
     "reference": "all",
     "columns": ["accuracy", "weighted_f1"],
-    "published": {"meld": {"all": {"weighted_f1": 66.18}, "other": {"accuracy": 60.0}}},
+    "variants": {"all": []},
+    "published": {"meld": {"all": {"weighted_f1": 66.18}, "other": {"parameters": 12.92e6}}},
     "remarks": ["meld/all: wrong."],
 }
 
@@ -69,7 +70,7 @@ def test_both_show_the_same_panels_and_the_report_what_is_published(specificatio
     assert {"selected/test/accuracy", "selected/test/weighted_f1", "test_best/test/weighted_f1"} <= shown
     assert metrics_of(specification["report"]) == shown
     text = json.dumps(specification["report"], ensure_ascii=False)
-    for words in ("66.18", "| other | ", "meld/all: wrong.", "A paper, Table 4"):
+    for words in ("66.18", "| other |  | 12.92 |", "parameters (M)", "meld/all: wrong.", "A paper, Table 4"):
         assert words in text
 
 

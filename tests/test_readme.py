@@ -43,6 +43,8 @@ RUN = {
     "python -m merc.prepare": "overwrite=true",
     "python -m merc.parity": "",
     "python -m merc.sweep status": "",
+    "python -m merc.report": "resamples=50",
+    "python -m merc.dashboard": "--dry-run",
 }
 TINY_SYNTHETIC = "data.size=0.02"
 

@@ -252,7 +252,7 @@ def test_every_finished_run_of_a_sweep_is_evaluated_once(
     write_manifest(tmp_path, "mine/noise", "synthetic_meld", ["a", "waiting"])
     write_manifest(tmp_path, "mine/noise", "other", ["b", "a"])
     write_manifest(tmp_path, "mine/missing", "synthetic_meld", ["a"])
-    assert swept(tmp_path, "sweep=[mine/noise,mine/missing]", "draws=1") == [tmp_path / "b", tmp_path / "a"]
+    assert swept(tmp_path, "sweep=[mine/noise,mine/missing]", "draws=1") == [tmp_path / "a", tmp_path / "b"]
     assert "2 of 3 runs evaluated; the others wait" in capsys.readouterr().out
     rows = recorded(RunFolder(tmp_path / "a"))
     assert rows == recorded(RunFolder(tmp_path / "b"))
@@ -265,7 +265,7 @@ def test_every_finished_run_of_a_sweep_is_evaluated_once(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sweep=mine/nose"], "no sweep of the experiment 'mine/nose'.*Did you mean 'mine/noise'"),
+        (["sweep=mine/nose"], "no sweep of 'mine/nose'.*Did you mean 'mine/noise'"),
         (["sweep=mine/noise"], "None of the 1 runs of mine/noise is finished"),
         (["sweep=mine/noise", "ckpt=a"], "Leave out ckpt"),
         (["sweep=mine/noise", "data=synthetic_meld"], "on its own data"),

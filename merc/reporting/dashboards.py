@@ -11,10 +11,9 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from merc.reporting.report.experiments import Experiment
-from merc.reporting.report.sections import is_score
-from merc.reporting.report.sweeps import tag
-from merc.reporting.report.tables import column_name
+from merc.reporting.report.columns import column_name, in_unit, is_score
+from merc.reporting.wandb_account import tag
+from merc.sweeping.experiment import Experiment
 
 MODALITIES = ("text", "audio", "visual")
 CURVES = ("validation/weighted_f1", "test/weighted_f1", "train/loss")
@@ -110,5 +109,6 @@ def _published(experiment: Experiment, corpus: str) -> str:
     rows = experiment.published[corpus]
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     lines = [["", *map(column_name, columns)], ["---"] * (len(columns) + 1)]
-    lines += [[name, *(f"{cells.get(column, ''):}" for column in columns)] for name, cells in rows.items()]
+    for name, cells in rows.items():
+        lines.append([name, *(f"{in_unit(column, cells[column])}" if column in cells else "" for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

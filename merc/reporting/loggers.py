@@ -13,10 +13,10 @@ from merc.config import instantiate
 from merc.data.conversation import Conversations
 from merc.errors import MercError
 from merc.models.prediction import Prediction
-from merc.reporting.report.sweeps import memberships, run_group, tag
 from merc.reporting.run_folder import RunFolder
 from merc.reporting.tables import SUMMARY
-from merc.reporting.wandb_account import wandb_mode
+from merc.reporting.wandb_account import run_group, tag, wandb_mode
+from merc.sweeping.manifest import sweeps_of
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def wandb_logger(folder: RunFolder, group: str, seed: int, project: str, entity:
     """
     import wandb
 
-    sweeps = memberships(folder.path)
+    sweeps = sweeps_of(folder.path)
     logger = WandbLogger(
         name=f"{group}-seed={seed}",
         save_dir=os.environ.get("WANDB_DIR", folder.path),
@@ -69,7 +69,7 @@ def wandb_logger(folder: RunFolder, group: str, seed: int, project: str, entity:
         project=project,
         entity=entity,
         group=run_group(*sweeps[0]) if sweeps else group,
-        tags=sorted({tag(experiment) for experiment, _ in sweeps}),
+        tags=sorted({tag(sweep.experiment) for sweep, _ in sweeps}),
         job_type=f"seed={seed}",
         mode=wandb_mode(mode),
         settings=wandb.Settings(silent=True, console="off"),

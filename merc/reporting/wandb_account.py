@@ -1,6 +1,8 @@
-"""Whether Weights & Biases is spoken to, or logs to files that ``wandb sync`` sends later."""
+"""How Weights & Biases is spoken to: at once, or by files for ``wandb sync``; how runs are grouped there."""
 
 import os
+
+from merc.sweeping.manifest import Manifest
 
 
 def wandb_mode(mode: str) -> str:
@@ -15,3 +17,13 @@ def has_account() -> bool:
     import wandb
 
     return bool(wandb.api.api_key)
+
+
+def run_group(sweep: Manifest, variant: str) -> str:
+    """The group of a variant's runs; the service takes 128 characters."""
+    return f"{sweep.experiment}: {variant} ({sweep.name})"[:128]
+
+
+def tag(experiment: str) -> str:
+    """The tag of an experiment's runs; the service takes 64 characters."""
+    return experiment[:64]

@@ -1,13 +1,34 @@
-"""What an experiment is: the ``experiment`` node of a configuration, checked."""
+"""What an experiment is: the ``experiment`` node of its file, checked; read without Hydra."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from merc.errors import MercError, nearest
 
+PACKAGE = "merc.conf.experiment"
 KINDS = ("table", "lines", "bars", "heatmap", "confusion", "corpora", "costs", "robustness")
 """How an experiment can be reported."""
+REQUIRED = ("name", "title", "source", "kind", "columns", "variants")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a figure.
+
+    Args:
+        label: what stands beside it.
+        values: variant → its place there, a number or a name.
+    """
+
+    label: str
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -17,29 +38,29 @@ class Experiment:
     Args:
         name: path below experiments/, without the ending.
         title: of the table or figure.
+        source: paper, and number of the table or figure there.
         kind: one of :data:`KINDS`.
-        source: where it is published.
-        seeds: every variant is trained with each.
+        columns: measures and costs, in order; ``per_class_f1`` stands for the F1 of every class.
         variants: name → overrides of the command line, in the order of the rows.
+        seeds: every variant is trained with each.
         reference: the variant that the others are tested against; None: no tests.
-        columns: measures to report.
-        axes: x, y, … → ``label`` and ``values`` (variant → value on that axis).
-        published: corpus → row → column → percent as printed.
+        axes: ``x``, ``y`` and ``series`` of a figure, as far as it has them.
+        published: corpus → row → column → as printed: scores in percent, costs in the units of costs.json.
         remarks: faults of the source that the reader must know.
         smoke: ``seeds`` and the names of the ``variants`` that ``trainer=smoke`` reduces the experiment to.
     """
 
     name: str
     title: str
+    source: str
     kind: str
-    source: str = ""
+    columns: Sequence[str]
+    variants: Mapping[str, Sequence[str]]
     seeds: Sequence[int] = (1,)
-    variants: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reference: str | None = None
-    columns: Sequence[str] = ()
-    axes: Mapping[str, Any] = field(default_factory=dict)
-    published: Mapping[str, Any] = field(default_factory=dict)
-    remarks: Sequence[Any] = ()
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
     smoke: Mapping[str, Any] = field(default_factory=dict)
 
     def only(self, names: Sequence[str]) -> "Experiment":
@@ -58,7 +79,57 @@ class Experiment:
         return replace(self.only(names), seeds=self.smoke.get("seeds", self.seeds))
 
 
-def read_experiment(node: Mapping[str, Any], choice: str) -> Experiment:
+def read_experiment(name: str, config_dir: Path | None = None) -> Experiment:
+    """The experiment in a file.
+
+    Args:
+        name: of the experiment.
+        config_dir: a folder with an ``experiment/`` of the user's own, which comes first.
+
+    Raises:
+        MercError: there is no such file, or what it says is no experiment.
+    """
+    for folder in _folders(config_dir):
+        file = folder.joinpath(f"{name}.yaml")
+        if file.is_file():
+            return parse_experiment(_node(file), name)
+    raise MercError(
+        f"There is no experiment '{name}'.{nearest(name, experiment_names(config_dir))} "
+        "If it is one of your own, say where: config_dir=FOLDER, which holds experiment/."
+    )
+
+
+def experiment_names(config_dir: Path | None = None) -> list[str]:
+    """Every experiment that has a file, sorted."""
+    return sorted({name for folder in _folders(config_dir) for name in _names(folder)})
+
+
+def _folders(config_dir: Path | None) -> Iterator[Traversable]:
+    if config_dir is not None:
+        yield config_dir / "experiment"
+    yield files(PACKAGE)
+
+
+def _names(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir():
+            yield from _names(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield prefix + entry.name.removesuffix(".yaml")
+
+
+def _node(file: Traversable) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+    except YAMLError as error:
+        raise MercError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    node = content.get("experiment") if isinstance(content, dict) else None
+    if not isinstance(node, dict):
+        raise MercError(f"{file} has no node 'experiment'. docs/experiments.md shows what belongs there.")
+    return node
+
+
+def parse_experiment(node: Mapping[str, Any], choice: str) -> Experiment:
     """The experiment that a plain ``experiment`` node describes.
 
     Args:
@@ -70,24 +141,27 @@ def read_experiment(node: Mapping[str, Any], choice: str) -> Experiment:
     """
     where = f"Experiment {choice}"
     _refuse_unknown(f"{where}: there is no key", node, _CHECKS)
-    for key in ("name", "title", "kind"):
+    for key in REQUIRED:
         if not node.get(key):
-            raise MercError(f"{where}: give it a {key}.")
+            raise MercError(f"{where}: it says nothing under '{key}'. docs/experiments.md shows what belongs there.")
     for key, value in node.items():
         check, needed = _CHECKS[key]
         if not check(value):
             raise MercError(f"{where}: {key} must be {needed}, not {value!r}.")
     if node["name"] != choice:
         raise MercError(f"{where}: its name is '{node['name']}'. Name it like its file: {choice}.")
-    experiment = Experiment(**node)
+    axes = {name: Axis(**axis) for name, axis in node.get("axes", {}).items()}
+    experiment = Experiment(**{**node, "axes": axes})
     for key, names in _named_variants(experiment):
         _refuse_unknown(f"{where}: {key} names no variant", names, experiment.variants)
+    if experiment.kind == "heatmap" and not {"x", "y"} <= axes.keys():
+        raise MercError(f"{where}: a heatmap needs axes.x and axes.y.")
     return experiment
 
 
 def _named_variants(experiment: Experiment) -> list[tuple[str, Iterable[str]]]:
     """Each place that names variants, with the names."""
-    axes = [(f"axes.{name}", axis.get("values", {})) for name, axis in experiment.axes.items()]
+    axes = [(f"axes.{name}", axis.values) for name, axis in experiment.axes.items()]
     reference = [] if experiment.reference is None else [experiment.reference]
     return [("reference", reference), ("smoke.variants", experiment.smoke.get("variants", [])), *axes]
 
@@ -103,28 +177,28 @@ def _text(value: Any) -> bool:
 
 
 def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _mapping(value: Any, check: Callable[[Any], bool]) -> bool:
+    """Whether it is a mapping from texts to what passes the check."""
+    return isinstance(value, dict) and all(map(_text, value)) and all(map(check, value.values()))
 
 
 def _seeds(value: Any) -> bool:
     return isinstance(value, list) and value != [] and all(type(entry) is int and entry >= 0 for entry in value)
 
 
-def _axes(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(axis, dict) and isinstance(axis.get("values", {}), dict) for axis in value.values()
-    )
+def _axis(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"label", "values"} and isinstance(value["values"], dict)
 
 
-def _published(value: Any) -> bool:
-    rows = [row for corpus in _values(value) for row in _values(corpus)]
-    cells = [cell for row in rows for cell in _values(row)]
-    return all(isinstance(cell, int | float | None) and not isinstance(cell, bool) for cell in cells)
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _values(node: Any) -> list[Any]:
-    """The values of a mapping; of anything else, what makes it no mapping of numbers."""
-    return list(node.values()) if isinstance(node, dict) else ["no mapping"]
+def _rows(value: Any) -> bool:
+    return _mapping(value, lambda columns: _mapping(columns, _number))
 
 
 def _smoke(value: Any) -> bool:
@@ -141,15 +215,18 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "title": (_text, "a text"),
     "source": (_text, "a text"),
     "kind": (lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
-    "seeds": (_seeds, "a list of whole numbers"),
-    "reference": (lambda value: value is None or _text(value), "the name of a variant, or null"),
     "columns": (_texts, "a list of measures"),
-    "axes": (_axes, "a mapping of axes, each with a label and values: variant → value"),
     "variants": (
-        lambda value: isinstance(value, dict) and all(map(_text, value)) and all(map(_texts, value.values())),
+        lambda value: _mapping(value, _texts),
         "a mapping: name (a text, maybe in quotes) → list of overrides",
     ),
-    "published": (_published, "a mapping: corpus → row → column → number"),
-    "remarks": (lambda value: isinstance(value, list), "a list"),
+    "seeds": (_seeds, "a list of whole numbers"),
+    "reference": (lambda value: value is None or _text(value), "the name of a variant, or null"),
+    "axes": (
+        lambda value: _mapping(value, _axis) and value.keys() <= {"x", "y", "series"},
+        "a mapping of x, y and series, each with a label and values: variant → place",
+    ),
+    "published": (lambda value: _mapping(value, _rows), "a mapping: corpus → row → column → number"),
+    "remarks": (_texts, "a list of texts"),
     "smoke": (_smoke, "a mapping with seeds and variants alone"),
 }

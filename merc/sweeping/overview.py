@@ -12,9 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from merc.errors import MercError, nearest
 from merc.reporting.run_folder import RunFolder
-from merc.sweeping.manifest import Job, Manifest, find_manifests, read_manifest
+from merc.sweeping.manifest import Job, Manifest, read_sweeps
 
 
 class State(StrEnum):
@@ -88,25 +87,18 @@ class SweepProgress:
         return mean * sum(ahead.values()) / max(len(running), 1)
 
 
-def read_sweeps(run_root: Path, names: Sequence[str] = ()) -> list[SweepProgress]:
-    """How far the sweeps below a folder of run folders are.
+def read_progress(run_root: Path, names: Sequence[str] = ()) -> list[SweepProgress]:
+    """How far sweeps are.
 
     Args:
         run_root: the folder of the run folders.
-        names: of experiments; none: all.
+        names: experiments, or folders of experiments; none: all.
 
     Raises:
-        MercError: there is no sweep, or none of an experiment, or a manifest cannot be read.
+        MercError: there is no sweep, none of such an experiment, or a manifest cannot be read.
     """
-    manifests = [read_manifest(path) for path in find_manifests(run_root)]
-    if not manifests:
-        raise MercError(f"{run_root} holds no sweep of an experiment. Another folder is named with run_root=….")
-    known = {manifest.experiment for manifest in manifests}
-    for name in names:
-        if name not in known:
-            raise MercError(f"{run_root} holds no sweep of '{name}'.{nearest(name, known)}")
-    chosen = [manifest for manifest in manifests if not names or manifest.experiment in names]
-    return [SweepProgress(m, [_progress(job, run_root) for job in m.jobs]) for m in chosen]
+    sweeps = read_sweeps(run_root, names)
+    return [SweepProgress(sweep, [_progress(job, run_root) for job in sweep.jobs]) for sweep in sweeps]
 
 
 def _progress(job: Job, run_root: Path) -> Progress:
@@ -145,10 +137,9 @@ def show_sweeps(sweeps: Sequence[SweepProgress]) -> RenderableType:
 
 def _row(sweep: SweepProgress) -> list[str]:
     counts = Counter(job.state for job in sweep.jobs)
-    settings = [override for override in sweep.manifest.overrides if not override.startswith("data=")]
     best = sweep.best
     score = f"{100 * (best.score or 0):.2f} ({best.job.variant}, seed {best.job.seed})" if best else "–"
-    identity = [sweep.manifest.experiment, sweep.manifest.data, " ".join(settings)]
+    identity = [sweep.manifest.experiment, sweep.manifest.data, " ".join(sweep.manifest.overrides)]
     return [*identity, *[str(counts[state]) for state in State], score, _time_left(sweep)]
 
 

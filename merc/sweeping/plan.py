@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from merc.cli import check_overrides, explain
 from merc.config import expand_choices
 from merc.errors import MercError
 from merc.reporting.run_folder import BESIDES_THE_RUN, run_name, run_path
-from merc.sweeping.experiment import Experiment, read_experiment
+from merc.sweeping.experiment import Experiment, parse_experiment
 from merc.sweeping.manifest import Job, Manifest
 
 SMOKE = "smoke"
@@ -95,9 +96,11 @@ class Planner:
             for variant in experiment.variants
             for job in self._variant(experiment, variant, choice, common, seeds or list(experiment.seeds))
         ]
-        overrides = [o for o in common if (key := o.split("=")[0]) == "variants" or key not in BESIDES_THE_RUN]
+        overrides = [override for override in common if _sets_apart(override)]
         if seeds:
             overrides.append(f"seed={','.join(map(str, seeds))}")
+        if base.variants is not None:
+            overrides.append(f"variants=[{','.join(base.variants)}]")
         data, corpus = base.hydra.runtime.choices.data, base.corpus.name
         return Plan(run_root, base.overwrite, Manifest(experiment.name, data, corpus, overrides, jobs), jobs)
 
@@ -149,6 +152,11 @@ def _alternatives(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
+def _sets_apart(override: str) -> bool:
+    """Whether an override makes another sweep; the data has its own place in a manifest."""
+    return not override.startswith("data=") and re.split(r"[.=]", override.lstrip("+"))[0] not in BESIDES_THE_RUN
+
+
 def _seed(override: str) -> int:
     value = override.partition("=")[2]
     if not value.isdigit():
@@ -177,7 +185,7 @@ def _experiment(base: DictConfig) -> Experiment | None:
         return None
     node: Mapping[str, Any] = OmegaConf.to_container(base.experiment, resolve=True)  # type: ignore[assignment]
     choices = base.hydra.runtime.choices
-    experiment = read_experiment(node, choices.experiment)
+    experiment = parse_experiment(node, choices.experiment)
     if choices.trainer == SMOKE:
         experiment = experiment.reduced()
     return experiment if base.variants is None else experiment.only(base.variants)

@@ -20,8 +20,7 @@ from merc.models.graphs import CrossModalGraph
 
 WALK = [
     "model.pad_dialogues=false",
-    "graph.default=relational_gat",
-    "graph/cross_modal=attention",
+    "graph=relational_cross_modal",
     "denoiser=diff_transformer",
     "fusion=text_guided_diffusion",
     "classifier=text_logits",

@@ -147,7 +147,7 @@ class Lab:
             "seeds": [1, 2, 3],
             "reference": "all",
             "columns": ["accuracy", "weighted_f1"],
-            "variants": {"text": ["data.modalities=[text]"], "all": []},
+            "variants": {"text": [], "all": []},
         } | changes
         path = self.config_dir / "experiment" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,9 @@ class Lab:
         self, experiment: str, skills: dict[str, float], seeds: tuple[int, ...] = (1, 2, 3), **changes: Any
     ) -> None:
         """A whole experiment: variants of some skill, every run finished."""
-        self.experiment(experiment, **changes)
+        reference = "all" if "all" in skills else None
+        variants = {name: [f"variant={name}"] for name in skills}
+        self.experiment(experiment, **{"variants": variants, "reference": reference} | changes)
         jobs = []
         for variant, skill in skills.items():
             for seed in seeds:

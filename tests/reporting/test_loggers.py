@@ -12,6 +12,7 @@ from merc.config import compose
 from merc.errors import MercError
 from merc.reporting import loggers, wandb_account
 from merc.reporting.run_folder import RunFolder
+from merc.sweeping.manifest import sweeps_of
 from merc.train import train
 
 
@@ -67,7 +68,9 @@ def test_runs_of_a_sweep_are_grouped_by_experiment_and_variant(
     logger = loggers.wandb_logger(folder, "model-0123", 2, "merc", None, "offline")
     try:
         run = logger.experiment
-        assert (run.group, run.job_type, run.tags) == ("mine/one: text", "seed=2", ("mine/one", "mine/two"))
+        sweep, _ = sweeps_of(folder.path)[0]
+        assert run.group == f"mine/one: text ({sweep.name})"
+        assert (run.job_type, run.tags) == ("seed=2", ("mine/one", "mine/two"))
         assert run.id == loggers.run_id(folder)
     finally:
         wandb.finish()

@@ -1,4 +1,4 @@
-"""docs/reports.md does what it says: its experiment is one, its files and kinds are those of the report."""
+"""The documentation of experiments and reports: its experiment is one, its kinds and commands are those there are."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,12 @@ import yaml
 from lab import Lab
 
 from merc.arguments import parse
-from merc.reporting.report.experiments import KINDS, read_experiment
 from merc.reporting.report.write import read_sections, write_report
+from merc.sweeping.experiment import KINDS, read_experiment
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs/reports.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "experiments.md").read_text(encoding="utf-8")
+REPORTS = (DOCS / "reports.md").read_text(encoding="utf-8")
 
 
 def test_the_experiment_of_the_page_can_be_reported(lab: Lab, tmp_path: Path) -> None:
@@ -26,8 +28,9 @@ def test_the_experiment_of_the_page_can_be_reported(lab: Lab, tmp_path: Path) ->
         lab.run(f"{variant}/seed=1")
         jobs.append(lab.job(variant, 1, f"{variant}/seed=1"))
     lab.sweep("mine/windows", jobs)
-    write_report(read_sections(lab.runs, (), lab.config_dir), tmp_path / "out")
-    written = {path.name for path in (tmp_path / "out/mine/windows/meld-0123abcd").iterdir()}
+    (section,) = read_sections(lab.runs, (), lab.config_dir)
+    write_report([section], tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out" / section.key).iterdir()}
     assert {"report.md", "scores.csv", "tests.csv", "scores.tex", "tests.tex", "lines.png", "lines.pdf"} <= written
     assert "DialogueRNN (published only)" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
@@ -38,7 +41,7 @@ def test_every_kind_is_explained() -> None:
 
 
 def test_the_commands_of_the_page_are_commands() -> None:
-    commands = re.findall(r"^python -m merc\.report(.*?)(?:#.*)?$", PAGE, re.MULTILINE)
+    commands = re.findall(r"^python -m merc\.report(.*?)(?:#.*)?$", REPORTS, re.MULTILINE)
     assert len(commands) == 4
     for arguments in commands:
         parse(arguments.split(), "report")

@@ -39,12 +39,16 @@ def test_every_variant_has_its_aggregate(lab: Lab, tmp_path: Path, logged: dict[
     ids = {name: run["id"] for name, run in logged.items()}
     assert [name.rsplit(" ", 1)[1] for name in ids] == ["text", "all", "report"]
     assert len(set(ids.values())) == 3
-    text = logged["mine/table/meld-0123abcd text"]
-    assert (text["group"], text["job_type"], text["tags"]) == ("mine/table: text", "aggregate", ["mine/table"])
+    text = logged[f"{section.key} text"]
+    assert (text["group"], text["job_type"], text["tags"]) == (
+        f"mine/table: text ({section.sweep.name})",
+        "aggregate",
+        ["mine/table"],
+    )
     (seeds,) = [data["seeds"] for data in text["logged"]]
     assert [row[0] for row in seeds.data] == [1, 2, 3]
-    keys = {key for data in logged["mine/table/meld-0123abcd report"]["logged"] for key in data}
-    assert keys == {"tables/scores", "tables/epochs", "tables/tests", "figures/differences"}
+    keys = {key for data in logged[f"{section.key} report"]["logged"] for key in data}
+    assert keys == {"tables/scores", "tables/published", "tables/epochs", "tables/tests", "figures/differences"}
     files = list(out.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 3
     assert sum(b"selected/test/weighted_f1/sd" in file.read_bytes() for file in files) == 2

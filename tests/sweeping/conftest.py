@@ -20,6 +20,7 @@ MODALITIES = """# @package _global_
 experiment:
   name: toy/modalities
   title: Combinations of modalities
+  source: A paper, Table 1
   kind: table
   seeds: [1, 2, 3]
   reference: all
@@ -39,7 +40,9 @@ defaults:
 experiment:
   name: toy/denoisers
   title: Denoisers of the text
+  source: A paper, Fig. 1
   kind: bars
+  columns: [weighted_f1]
   seeds: [1]
   variants:
     none: [denoiser.text=none]

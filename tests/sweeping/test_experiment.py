@@ -1,17 +1,19 @@
 """What an experiment may say, and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from merc.config import compose
 from merc.errors import MercError
-from merc.sweeping.experiment import read_experiment
+from merc.sweeping.experiment import REQUIRED, Axis, experiment_names, parse_experiment, read_experiment
 
 NODE: dict[str, Any] = {
     "name": "method/table",
     "title": "A table",
-    "kind": "heatmap",
+    "kind": "lines",
     "source": "A paper, Table 1",
     "seeds": [1, 2],
     "reference": "full",
@@ -29,21 +31,22 @@ def node(**changes: Any) -> dict[str, Any]:
 
 
 def test_an_experiment_is_read_as_it_is_written() -> None:
-    assert vars(read_experiment(node(), "method/table")) == NODE
+    axes = {"x": Axis("window", {"full": 10, "narrow": 5})}
+    assert vars(parse_experiment(node(), "method/table")) == NODE | {"axes": axes}
 
 
 def test_most_keys_have_defaults() -> None:
-    short = read_experiment({"name": "a", "title": "A", "kind": "corpora"}, "a")
-    assert (list(short.seeds), dict(short.variants), short.reference) == ([1], {}, None)
+    short = parse_experiment({key: NODE[key] for key in REQUIRED}, "method/table")
+    assert (list(short.seeds), short.reference, short.published, short.remarks) == ([1], None, {}, ())
 
 
 def test_a_smoke_run_has_the_seeds_and_variants_that_it_names() -> None:
-    smoke = read_experiment(node(), "method/table").reduced()
+    smoke = parse_experiment(node(), "method/table").reduced()
     assert (smoke.seeds, smoke.variants) == ([1], {"narrow": ["hyperparameters.window=5"]})
 
 
 def test_a_smoke_run_has_everything_that_is_not_named() -> None:
-    smoke = read_experiment(node(smoke={}), "method/table").reduced()
+    smoke = parse_experiment(node(smoke={}), "method/table").reduced()
     assert (smoke.seeds, smoke.variants) == (NODE["seeds"], NODE["variants"])
 
 
@@ -51,7 +54,10 @@ def test_a_smoke_run_has_everything_that_is_not_named() -> None:
     ("changes", "message"),
     [
         ({"sedes": [1]}, "no key 'sedes'. Did you mean 'seeds'?"),
-        ({"title": ""}, "give it a title"),
+        ({"title": ""}, "it says nothing under 'title'"),
+        ({"variants": {}}, "it says nothing under 'variants'"),
+        ({"kind": "heatmap"}, "a heatmap needs axes.x and axes.y"),
+        ({"axes": {"z": {"label": "window", "values": {}}}}, "axes must be a mapping of x, y and series"),
         ({"name": "method/other"}, "Name it like its file: method/table"),
         ({"kind": "pie"}, "kind must be one of table, lines"),
         ({"seeds": []}, "seeds must be a list of whole numbers"),
@@ -60,23 +66,45 @@ def test_a_smoke_run_has_everything_that_is_not_named() -> None:
         ({"reference": "ful"}, "reference names no variant 'ful'. Did you mean 'full'?"),
         ({"smoke": {"variants": ["narow"]}}, "smoke.variants names no variant 'narow'. Did you mean 'narrow'?"),
         ({"smoke": {"epochs": 1}}, "smoke must be a mapping with seeds and variants alone"),
-        ({"axes": {"x": {"values": {"wide": 1}}}}, "axes.x names no variant 'wide'"),
+        ({"axes": {"x": {"label": "w", "values": {"wide": 1}}}}, "axes.x names no variant 'wide'"),
         ({"variants": {"full": "graph=none"}}, "variants must be a mapping: name (a text, maybe in quotes)"),
         ({"variants": {5: []}}, "variants must be a mapping: name (a text, maybe in quotes)"),
         ({"published": {"meld": {"full": 61.2}}}, "published must be a mapping: corpus → row → column → number"),
         ({"published": {"meld": {"full": {"accuracy": "61.2"}}}}, "published must be a mapping"),
         ({"columns": "accuracy"}, "columns must be a list of measures"),
+        ({"published": {"meld": {"full": {"accuracy": None}}}}, "published must be a mapping"),
         ({"remarks": "none"}, "remarks must be a list"),
     ],
 )
 def test_a_mistake_is_explained(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(MercError) as error:
-        read_experiment(node(**changes), "method/table")
+        parse_experiment(node(**changes), "method/table")
     assert "method/table" in str(error.value)
     assert message in str(error.value)
 
 
-def test_a_mistake_in_a_file_is_one_line() -> None:
-    yaml = OmegaConf.create("{name: a, title: A, kind: table, variants: {x: [1]}}")
-    with pytest.raises(MercError, match="variants must be"):
-        read_experiment(OmegaConf.to_container(yaml), "a")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("experiment: {kind: table}", "it says nothing under 'name'"),
+        ("experiment: [1]", "has no node 'experiment'"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "a.yaml").write_text(content)
+    with pytest.raises(MercError, match=message) as error:
+        read_experiment("a", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_there_is_not_names_the_nearest() -> None:
+    with pytest.raises(MercError, match=r"Did you mean 'redifu/stages'\?.*config_dir"):
+        read_experiment("redifu/stage")
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_a_file_says_the_same_to_reports_as_to_sweeps(name: str) -> None:
+    composed = OmegaConf.to_container(compose([f"experiment={name}"]).experiment, resolve=True)
+    assert read_experiment(name) == parse_experiment(composed, name)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from merc.errors import MercError
 from merc.files import write_json
 from merc.reporting.run_folder import RunFolder, _lock
 from merc.sweeping.manifest import Job, Manifest
-from merc.sweeping.overview import State, read_sweeps
+from merc.sweeping.overview import State, read_progress
 
 
 def put(path: Path, score: float | None = None, **status: Any) -> None:
@@ -29,7 +29,7 @@ def runs(tmp_path: Path) -> Iterator[Path]:
     """A sweep with a job in each state; the one that runs is held as long as the test lasts."""
     names = ["done", "better", "running", "failed", "interrupted", "waiting"]
     jobs = [Job(name, 1, [], f"{name}/seed=1") for name in names]
-    Manifest("method/table", "corpus", "corpus", ["data=corpus", "graph=gcn"], jobs).write(tmp_path)
+    Manifest("method/table", "corpus", "corpus", ["graph=gcn"], jobs).write(tmp_path)
     put(tmp_path / "done/seed=1", 0.50, state="finished", seconds=100.0, epoch=4, epochs=4)
     put(tmp_path / "better/seed=1", 0.61, state="finished", seconds=300.0, epoch=4, epochs=4)
     put(tmp_path / "failed/seed=1", state="failed", error="The loss is nan.", epoch=1, epochs=4)
@@ -46,7 +46,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 def test_every_state_is_told_apart(runs: Path) -> None:
-    (progress,) = read_sweeps(runs)
+    (progress,) = read_progress(runs)
     states = {job.job.variant: job.state for job in progress.jobs}
     assert states == {
         "done": State.DONE,
@@ -62,17 +62,17 @@ def test_every_state_is_told_apart(runs: Path) -> None:
 
 
 def test_the_time_left_is_that_of_the_epochs_ahead(runs: Path) -> None:
-    (progress,) = read_sweeps(runs)
+    (progress,) = read_progress(runs)
     # Runs took 200 s on average; ahead are 3/4 of one, half of one and a whole one, one at a time.
     assert progress.seconds_left == pytest.approx(200 * (0.75 + 0.5 + 1))
     with held(runs / "waiting/seed=1"):
-        (progress,) = read_sweeps(runs)
+        (progress,) = read_progress(runs)
         assert progress.seconds_left == pytest.approx(200 * (0.75 + 0.5 + 0.75) / 2)
 
 
 def test_nothing_is_foretold_before_a_run_has_ended(tmp_path: Path) -> None:
     Manifest("a", "corpus", "corpus", [], [Job("x", 1, [], "x")]).write(tmp_path)
-    (progress,) = read_sweeps(tmp_path)
+    (progress,) = read_progress(tmp_path)
     assert (progress.seconds_left, progress.best) == (None, None)
 
 
@@ -104,7 +104,7 @@ def test_the_command_shows_counts_best_and_errors(runs: Path) -> None:
         (["statis"], "python -m merc.sweep status"),
         (["status", "method/tabel"], "Did you mean 'method/table'?"),
         (["status", "run_rot=x"], "Did you mean 'run_root'?"),
-        (["status", "run_root=nowhere"], "nowhere holds no sweep"),
+        (["status", "run_root=nowhere"], "There is no sweep in nowhere"),
         (["status", "watch=yes"], "watch=yes is not true or false"),
     ],
 )
@@ -125,7 +125,7 @@ def test_watching_ends_with_the_sweep(runs: Path, monkeypatch: pytest.MonkeyPatc
             put(runs / name / "seed=1", 0.7, state="finished", seconds=1.0, epoch=4, epochs=4)
 
     monkeypatch.setattr("time.sleep", pause)
-    sweep.status(sweep.parse(["watch=true", f"run_root={runs}"]))
+    sweep.status([], runs, watch=True)
     assert len(looks) == 1
     assert "70.00" in capsys.readouterr().out
 
@@ -139,4 +139,4 @@ def test_a_manifest_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "x.json").write_text("{")
     with pytest.raises(MercError, match="Start the sweep again"):
-        read_sweeps(tmp_path)
+        read_progress(tmp_path)

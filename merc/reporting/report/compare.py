@@ -14,10 +14,11 @@ from merc.errors import MercError
 from merc.files import write_text
 from merc.reporting import statistics
 from merc.reporting.report import render
+from merc.reporting.report.columns import column_name
 from merc.reporting.report.page import PageSection, page, page_figures
 from merc.reporting.report.runs import Predictions, Run
 from merc.reporting.report.sections import Sampling
-from merc.reporting.report.tables import Cell, Table, column_name, p_cell, range_cell, signed_cell
+from merc.reporting.report.tables import Cell, Table, p_cell, range_cell, signed_cell
 from merc.reporting.tables import SUMMARY
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import numpy as np
 from merc.errors import MercError
 from merc.files import atomic_file
 from merc.reporting import statistics
-from merc.reporting.report.sections import Section, is_score, mean
-from merc.reporting.report.tables import column_name, missing_scores, noise_curve, noises
+from merc.reporting.report.columns import column_name, is_score
+from merc.reporting.report.sections import Section, mean
+from merc.reporting.report.tables import missing_scores, noise_curve, noises
 from merc.reporting.statistics import Array
 
 if TYPE_CHECKING:
@@ -99,18 +100,18 @@ def inline_svg(figure: "Figure", description: str) -> str:
 def lines_figure(section: Section) -> "Figure | None":
     """A panel for each measure, the variants along a numeric axis, a line for each series, with sd over seeds."""
     x, series = section.experiment.axes.get("x"), section.experiment.axes.get("series")
-    rows = [row for row in section.rows if row.values(section.main) and (x is None or row.variant in x.values)]
+    rows = [row for row in section.rows if row.values(section.main) and (x is None or row.name in x.values)]
     if not rows:
         return None
-    of_row = {row.name: f"{series.label} {series.values[row.variant]}" if series else "ours" for row in rows}
+    of_row = {row.name: f"{series.label} {series.values[row.name]}" if series else "ours" for row in rows}
     columns = section.summary or [section.main]
     figure, panels = panels_of(len(columns), width=4.2 if len(columns) == 1 else 3.2)
     for panel, column in zip(panels, columns, strict=True):
         for index, name in enumerate(dict.fromkeys(of_row.values())):
             mine = [row for row in rows if of_row[row.name] == name]
-            places = [x.values[row.variant] for row in mine] if x else [row.name for row in mine]
+            places = [x.values[row.name] for row in mine] if x else [row.name for row in mine]
             _line(panel, places, [row.values(column) for row in mine], index, name)
-            printed = [section.published.get(row.variant, {}).get(column) for row in mine]
+            printed = [section.published.get(row.name, {}).get(column) for row in mine]
             points = [(place, value) for place, value in zip(places, printed, strict=True) if value is not None]
             if points:
                 look: dict[str, Any] = {
@@ -123,7 +124,7 @@ def lines_figure(section: Section) -> "Figure | None":
                     *zip(*points, strict=True), **look, label="published" if series is None else f"{name}, published"
                 )
         if x is not None:
-            panel.set_xticks(sorted({x.values[row.variant] for row in rows}))
+            panel.set_xticks(sorted({x.values[row.name] for row in rows}))
             panel.set_xlabel(x.label)
         panel.set_ylabel(_axis_name(column))
     legend(figure, panels)
@@ -141,7 +142,7 @@ def bars_figure(section: Section) -> "Figure | None":
         means, spreads = _means_and_sds([row.values(column) for row in rows])
         places = np.arange(len(rows))
         panel.bar(places, means, yerr=spreads, color=_colour(0), ecolor=INK, alpha=0.85, label="ours")
-        printed = [section.published.get(row.variant, {}).get(column, math.nan) for row in rows]
+        printed = [section.published.get(row.name, {}).get(column, math.nan) for row in rows]
         if not all(map(math.isnan, printed)):
             panel.plot(places, printed, "D", color=_colour(1), mec=INK, label="published")
         panel.set_xticks(places, [row.name for row in rows], rotation=30, ha="right")
@@ -165,7 +166,7 @@ def _floor(values: Sequence[float]) -> float:
 def heatmap_figure(section: Section) -> "Figure | None":
     """The main measure over two axes: the mean over seeds in each cell, and the published numbers in a second panel."""
     x, y = section.experiment.axes["x"], section.experiment.axes["y"]
-    ours = {row.variant: mean(row.values(section.main)) for row in section.rows}
+    ours = {row.name: mean(row.values(section.main)) for row in section.rows}
     printed = {name: cells.get(section.main, math.nan) for name, cells in section.published.items()}
     grids = {"ours": ours, "published": printed}
     known = {

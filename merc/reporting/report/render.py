@@ -9,8 +9,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from merc.reporting import statistics
+from merc.reporting.report.columns import is_score, unit
 from merc.reporting.report.runs import EPOCHS
-from merc.reporting.report.sections import Section, is_score
+from merc.reporting.report.sections import Section
 from merc.reporting.report.tables import Table
 
 _LATEX = {
@@ -119,7 +120,7 @@ def terminal(table: Table) -> RichTable:
 
 
 _SCORE_COLUMNS = (
-    *("experiment", "data", "corpus", "overrides", "variant", "column", "epoch"),
+    *("experiment", "data", "corpus", "overrides", "variant", "column", "unit", "epoch"),
     *("seeds", "mean", "sd", "low", "high", "published"),
 )
 
@@ -127,7 +128,7 @@ _SCORE_COLUMNS = (
 def scores_csv(section: Section) -> str:
     """Every number of a section, one row for each variant, column and epoch, unrounded.
 
-    Scores, intervals and published scores are in percent, costs in the units of costs.json.
+    Ours, their intervals and the published numbers are in the same unit, which stands beside them.
     """
     return _csv(_SCORE_COLUMNS, _score_rows(section))
 
@@ -148,12 +149,13 @@ def _score_rows(section: Section) -> Iterable[dict[str, object]]:
                     continue
                 mean, sd = statistics.mean_and_sd(values)
                 low, high = row.intervals.get(column, ("", "")) if epoch == row.headline else ("", "")
-                printed = section.published.get(row.variant, {}).get(column, "")
+                printed = section.published.get(row.name, {}).get(column, "")
                 numbers = {"seeds": len(values), "mean": mean, "sd": _known(sd), "low": low, "high": high}
-                yield there | {"variant": row.name, "column": column, "epoch": epoch, "published": printed} | numbers
+                cell = {"variant": row.name, "column": column, "unit": unit(column), "epoch": epoch}
+                yield there | cell | numbers | {"published": printed}
     for name in section.only_published:
         for column, value in section.published[name].items():
-            yield there | {"variant": name, "column": column, "published": value}
+            yield there | {"variant": name, "column": column, "unit": unit(column), "published": value}
 
 
 def tests_csv(section: Section) -> str:

@@ -4,16 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from merc.reporting import statistics
-from merc.reporting.report.experiments import Experiment
+from merc.reporting.report.columns import in_unit, is_score
 from merc.reporting.report.runs import EPOCHS, Predictions, Run
-from merc.reporting.report.sweeps import Job, Sweep
-from merc.reporting.statistics import PER_CLASS, Array, Comparison
+from merc.reporting.statistics import Array, Comparison
 from merc.reporting.tables import SUMMARY
+from merc.sweeping.experiment import Experiment
+from merc.sweeping.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,13 @@ class Row:
     """The runs of one variant, one per seed.
 
     Args:
-        name: of the row.
-        variant: its name in the experiment.
+        name: of the variant.
         runs: seed → run.
         sampling: how the statistics are drawn.
     """
 
-    def __init__(self, name: str, variant: str, runs: Mapping[int, Run], sampling: Sampling) -> None:
+    def __init__(self, name: str, runs: Mapping[int, Run], sampling: Sampling) -> None:
         self.name = name
-        self.variant = variant
         self.runs = runs
         self.sampling = sampling
 
@@ -58,16 +56,16 @@ class Row:
         return "selected" if all("selected" in run.metrics for run in self.finished.values()) else "last"
 
     def values(self, column: str, epoch: str | None = None) -> list[float]:
-        """A measure in percent at an epoch (the headline's without one), or a cost, of every finished seed that has it.
+        """A measure in percent, or a cost in the unit in which it is shown, of every finished seed that has it.
 
         Args:
             column: a measure, or a key of costs.json.
-            epoch: ``selected``, ``last``, ``test_best``.
+            epoch: of a measure: ``selected``, ``last``, ``test_best``; None: the headline's.
         """
         runs = self.finished.values()
         if not is_score(column):
             costs = (run.costs.get(column) for run in runs)
-            return [float(cost) for cost in costs if isinstance(cost, int | float)]
+            return [in_unit(column, cost) for cost in costs if isinstance(cost, int | float)]
         scores = (run.score(epoch or self.headline, column) for run in runs)
         return [100 * score for score in scores if score is not None]
 
@@ -143,29 +141,27 @@ class Section:
         experiment: what is to be shown.
         sweep: which runs there are.
         sampling: how the statistics are drawn.
-        runs: path → run, shared by all sections, so that a run of several experiments is read once.
+        runs: a job's ``run`` → that run, shared by all sections, so that one of several experiments is read once.
     """
 
-    def __init__(self, experiment: Experiment, sweep: Sweep, sampling: Sampling, runs: Mapping[Any, Run]) -> None:
+    def __init__(self, experiment: Experiment, sweep: Manifest, sampling: Sampling, runs: Mapping[str, Run]) -> None:
         self.experiment = experiment
         self.sweep = sweep
-        grouped: dict[str, list[Job]] = {}
+        variants: dict[str, dict[int, Run]] = {}
         for job in sweep.jobs:
-            grouped.setdefault(job.row, []).append(job)
-        self.rows = [
-            Row(name, jobs[0].variant, {job.seed: runs[job.run] for job in jobs}, sampling)
-            for name, jobs in grouped.items()
-        ]
+            variants.setdefault(job.variant, {})[job.seed] = runs[job.run]
+        self.rows = [Row(name, of_seeds, sampling) for name, of_seeds in variants.items()]
 
     @property
     def key(self) -> str:
         """``<experiment>/<data>-<hash>``: where its files lie."""
         return f"{self.experiment.name}/{self.sweep.name}"
 
-    @property
+    @cached_property
     def published(self) -> Mapping[str, Mapping[str, float]]:
-        """Row → column → the number as printed, on this corpus."""
-        return self.experiment.published.get(self.sweep.corpus, {})
+        """Row → column → the number as printed on this corpus, costs in the unit of ours."""
+        printed = self.experiment.published.get(self.sweep.corpus, {})
+        return {row: {name: in_unit(name, cell) for name, cell in cells.items()} for row, cells in printed.items()}
 
     @property
     def remarks(self) -> list[str]:
@@ -176,7 +172,7 @@ class Section:
     @property
     def only_published(self) -> list[str]:
         """Rows of the paper that none of our variants is."""
-        ours = {row.variant for row in self.rows}
+        ours = {row.name for row in self.rows}
         return [name for name in self.published if name not in ours]
 
     @cached_property
@@ -196,6 +192,12 @@ class Section:
     def _expanded(self, column: str) -> list[str]:
         measure = column.removeprefix("per_class_")
         return [column] if measure == column else [f"{measure}/{label}" for label in self.classes]
+
+    @cached_property
+    def printed_besides(self) -> list[str]:
+        """Columns that the paper prints and the experiment has not, such as the recall of each class."""
+        printed = dict.fromkeys(column for cells in self.published.values() for column in cells)
+        return [] if self.experiment.kind == "corpora" else [name for name in printed if name not in self.columns]
 
     @property
     def summary(self) -> list[str]:
@@ -240,11 +242,6 @@ class Section:
     def has_optimism(self) -> bool:
         """Whether any run was scored at more than one epoch."""
         return any(row.values(self.main, epoch) for row in self.rows for epoch in EPOCHS)
-
-
-def is_score(column: str) -> bool:
-    """Whether a column is a measure of test predictions rather than a cost."""
-    return column in SUMMARY or column.split("/")[0] in PER_CLASS
 
 
 def mean(values: Sequence[float]) -> float:

@@ -6,33 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from merc.reporting import statistics
+from merc.reporting.report.columns import COSTS, column_name, is_score
 from merc.reporting.report.runs import EPOCHS
-from merc.reporting.report.sections import Row, Section, Tested, is_score, mean
+from merc.reporting.report.sections import Row, Section, Tested, mean
 from merc.reporting.tables import CHOSEN_BY
 
-NAMES = {
-    "accuracy": "accuracy",
-    "weighted_precision": "weighted precision",
-    "weighted_f1": "weighted F1",
-    "macro_f1": "macro F1",
-    "parameters": "parameters (M)",
-    "flops_per_utterance": "MFLOP/utterance",
-    "inference_flops_per_second": "inference (GFLOP/s)",
-    "train_seconds": "training (s)",
-    "train_seconds_per_epoch": "training (s/epoch)",
-    "train_batch_seconds": "training (ms/batch)",
-    "train_utterances_per_second": "training (utterances/s)",
-    "inference_seconds_per_utterance": "inference (ms/utterance)",
-    "inference_utterances_per_second": "inference (utterances/s)",
-}
-UNITS = {
-    "parameters": 1e-6,
-    "flops_per_utterance": 1e-6,
-    "inference_flops_per_second": 1e-9,
-    "train_batch_seconds": 1e3,
-    "inference_seconds_per_utterance": 1e3,
-}
-"""Factor of what is shown in another unit than costs.json and the experiments have it in."""
 BESIDE = 4
 """Up to so many columns have the published number beside them."""
 
@@ -84,6 +62,8 @@ def _tables(section: Section) -> Iterator[Table]:
     if section.experiment.kind == "robustness":
         yield from robustness_tables(section)
     yield scores_table(section)
+    if section.printed_besides:
+        yield published_table(section)
     if section.summary and section.has_optimism():
         yield epochs_table(section)
     if section.summary and any(row.intervals for row in section.rows):
@@ -103,11 +83,11 @@ def scores_table(section: Section) -> Table:
         cells = [Cell(_row_name(section, row)), _seeds(row)]
         for column in columns:
             cells.append(_ours(section, row, column))
-            cells += [_published(section, row.variant, column)] if column in beside else []
+            cells += [_published(section, row.name, column)] if column in beside else []
         rows.append(cells)
-        if not beside and row.variant in section.published:
+        if not beside and row.name in section.published:
             theirs.add(len(rows))
-            rows.append(_published_row(section, row.variant, f"{row.variant} (published)", beside))
+            rows.append(_published_row(section, row.name, f"{row.name} (published)", beside))
     for name in section.only_published:
         theirs.add(len(rows))
         rows.append(_published_row(section, name, f"{name} (published only)", beside))
@@ -131,14 +111,6 @@ def _ours(section: Section, row: Row, column: str) -> Cell:
     return _mean_cell(values, column, f" (×{mean(values) / mean(reference.values(column)):.2f})")
 
 
-def column_name(column: str) -> str:
-    """A column as a reader knows it: ``f1/joy`` → ``joy F1``."""
-    if "/" not in column:
-        return NAMES.get(column, column.replace("_", " "))
-    measure, label = column.split("/", 1)
-    return f"{label} {'F1' if measure == 'f1' else measure}"
-
-
 def _row_name(section: Section, row: Row) -> str:
     return f"{row.name} (reference)" if row is section.reference else row.name
 
@@ -151,8 +123,7 @@ def _seeds(row: Row) -> Cell:
 def _mean_cell(values: Sequence[float], column: str, mark: str = "") -> Cell:
     if not values:
         return Cell("")
-    factor = UNITS.get(column, 1.0)
-    average, sd = (factor * number for number in statistics.mean_and_sd(values))
+    average, sd = statistics.mean_and_sd(values)
     # Costs like the parameters are the same for every seed.
     spread = "" if math.isnan(sd) or (sd == 0 and not is_score(column)) else f" ± {_number(sd, column)}"
     return Cell(f"{_number(average, column)}{spread}{mark}", average)
@@ -167,8 +138,8 @@ def _published(section: Section, row: str, column: str) -> Cell:
     value = section.published.get(row, {}).get(column)
     if value is None:
         return Cell("")
-    shown = UNITS.get(column, 1.0) * value
-    return Cell(_number(shown, column), shown)
+    text = f"{value:.12g}" if column in COSTS else f"{value:.2f}"
+    return Cell(text.replace("-", "−"), value)
 
 
 def _mark(section: Section, row: Row, column: str) -> str:
@@ -203,6 +174,23 @@ def _score_notes(section: Section) -> Iterator[str]:
         yield "Published numbers are as printed; their epoch was chosen on the test split (compare test_best)."
     if section.published and section.sweep.data != section.sweep.corpus:
         yield f"Ours are on {section.sweep.data}, the published numbers on {section.sweep.corpus}: they do not compare."
+
+
+def published_table(section: Section) -> Table:
+    """What the paper prints besides the columns of the experiment: a row for each measure, with its classes."""
+    besides = section.printed_besides
+    measures = dict.fromkeys(column.split("/")[0] for column in besides)
+    labels = [label for label in section.classes if any(column.endswith(f"/{label}") for column in besides)]
+    rows = []
+    for name in section.published:
+        for measure in measures:
+            columns = [measure, *(f"{measure}/{label}" for label in labels)]
+            shown = [_published(section, name, column if column in besides else "") for column in columns]
+            if any(cell.text for cell in shown):
+                rows.append([Cell(name), Cell(column_name(measure)), *shown])
+    headers = ["method", "measure", "whole split", *labels]
+    title = "What the paper prints besides"
+    return Table("published", title, headers, rows, set(range(len(rows))))
 
 
 def state_notes(section: Section) -> list[str]:
@@ -385,9 +373,14 @@ def _joined(names: Sequence[str]) -> str:
 def corpora_table(section: Section) -> Table:
     """Dialogues, utterances and utterances per class of each split, the published numbers below ours."""
     splits = next((run.corpus for row in section.rows for run in row.finished.values() if run.corpus), {})
-    counts = {split: {**numbers, **numbers["classes"]} for split, numbers in splits.items()}
+    counts = {
+        split: {**numbers, **numbers["classes"], "classes": len(numbers["classes"])}
+        for split, numbers in splits.items()
+    }
     counted = [
-        name for name in ("dialogues", "utterances", "speakers") if any(name in each for each in counts.values())
+        name
+        for name in ("dialogues", "utterances", "speakers", "classes")
+        if any(name in each for each in (*counts.values(), *section.published.values()))
     ]
     columns = [*counted, *section.classes]
     rows, theirs = [], set()

@@ -9,11 +9,11 @@ from typing import Any
 
 from merc.errors import MercError
 from merc.reporting import statistics
+from merc.reporting.report.columns import is_score
 from merc.reporting.report.runs import EPOCHS
-from merc.reporting.report.sections import Row, Section, is_score
-from merc.reporting.report.sweeps import run_group, tag
+from merc.reporting.report.sections import Row, Section
 from merc.reporting.report.tables import section_tables
-from merc.reporting.wandb_account import wandb_mode
+from merc.reporting.wandb_account import run_group, tag, wandb_mode
 
 
 def log_sections(
@@ -52,7 +52,7 @@ def _run(section: Section, name: str, job_type: str, place: dict[str, Any]) -> I
         run = wandb.init(
             id=hashlib.sha256(f"{section.key} {job_type} {name}".encode()).hexdigest()[:12],
             name=f"{section.key} {name}",
-            group=run_group(sweep.experiment, name),
+            group=run_group(sweep, name),
             job_type=job_type,
             tags=[tag(sweep.experiment)],
             resume="allow",

@@ -1,17 +1,16 @@
 """From sweeps to files: what ``python -m merc.report`` does."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from merc.files import write_text
 from merc.reporting.report import render
-from merc.reporting.report.experiments import read_experiment
 from merc.reporting.report.page import CAPTIONS, PageSection, page, page_figures
 from merc.reporting.report.runs import Run
 from merc.reporting.report.sections import Sampling, Section
-from merc.reporting.report.sweeps import Sweep, read_sweeps
 from merc.reporting.report.tables import section_tables
+from merc.sweeping.experiment import read_experiment
+from merc.sweeping.manifest import read_sweeps
 
 
 def read_sections(
@@ -28,16 +27,10 @@ def read_sections(
     Raises:
         MercError: there is no such sweep or experiment, or a file is damaged.
     """
-    sweeps = sorted(read_sweeps(run_root, names), key=_natural)
-    runs = {path: Run(path) for path in {job.run for sweep in sweeps for job in sweep.jobs}}
+    sweeps = read_sweeps(run_root, names)
+    runs = {name: Run(run_root / name) for name in {job.run for sweep in sweeps for job in sweep.jobs}}
     experiments = {name: read_experiment(name, config_dir) for name in {sweep.experiment for sweep in sweeps}}
     return [Section(experiments[sweep.experiment], sweep, sampling or Sampling(), runs) for sweep in sweeps]
-
-
-def _natural(sweep: Sweep) -> list[tuple[int, str]]:
-    """Table 9 comes before table 10."""
-    parts = re.split(r"(\d+)", f"{sweep.experiment} {sweep.name}")
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 
 def write_report(sections: Sequence[Section], out: Path, figures: bool = True) -> Path:
