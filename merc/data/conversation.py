@@ -19,8 +19,8 @@ MODALITIES = ("text", "audio", "visual")
 
 SPLITS = ("train", "validation", "test")
 
-CHUNK = 2**14
-"""Rows of a table that are looked at together where all of them must be, however many there are."""
+CHUNK = 2**21
+"""Numbers of a table that are looked at together where all of them must be, however many there are."""
 
 TILE = 2**15
 """Most pairs of utterances of a tile, where it holds more than one dialogue."""
@@ -249,7 +249,8 @@ class Features(Mapping[str, Tensor]):
 
     def chunks(self, modality: str) -> Iterator[Tensor]:
         """All rows of a modality, some at a time."""
-        for rows in torch.arange(len(self._rows(modality))).split(CHUNK):
+        count = len(self.tables[modality] if self.rows is None else self.rows)
+        for rows in torch.arange(count).split(max(1, CHUNK // self.dims[modality])):
             yield self.select(rows)[modality]
 
     def moments(self, modality: str) -> tuple[Tensor, Tensor]:
@@ -263,9 +264,6 @@ class Features(Mapping[str, Tensor]):
             mean = mean + (here - mean) * (added / (count + added))
             count += added
         return mean, (squares / count).sqrt()
-
-    def _rows(self, modality: str) -> Tensor:
-        return self.tables[modality] if self.rows is None else self.rows
 
     def __getitem__(self, modality: str) -> Tensor:
         table = self.tables[modality]
