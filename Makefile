@@ -34,10 +34,10 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.merc-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train models bench paper test lint format wheel hooks clean
+.PHONY: help install train models bench bench-scale paper test lint format wheel hooks clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## Create the environment (.venv) with the tested versions
 
@@ -50,6 +50,9 @@ models: $(INSTALLED) ## List the models: parameters, FLOPs per utterance, the pa
 
 bench: $(INSTALLED) ## Measure speed, memory and start-up against the floor; ARGS="rounds=3 models=[amb_dsgdn]"
 	$(BIN)/python -m merc.bench $(ARGS)
+
+bench-scale: $(INSTALLED) ## Measure how cost grows with dialogue length and data size; ARGS="rounds=1"
+	$(BIN)/python -m merc.bench.scale $(ARGS)
 
 paper: $(INSTALLED) ## Run every experiment and report; ARGS="trainer=smoke" to try it, DATA="meld iemocap" for real data
 	set -e; $(foreach data,$(DATA),$(BIN)/python -m merc.train -m data=$(data) run_root=$(RUNS) \

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merc.data.conversation import Conversations
+from merc.data.conversation import Conversations, Features
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError, nearest
 from merc.files import write_json
@@ -139,11 +139,9 @@ def _plain(disturbance: Disturbance) -> Row:
 
 def training_statistics(train: Conversations) -> Statistics:
     """Modality → (D_m,) mean and standard deviation of its features."""
-    statistics = {}
-    for modality, rows in train.features.items():
-        deviation, mean = torch.std_mean(rows.double(), dim=0, correction=0)
-        statistics[modality] = mean.float(), deviation.float()
-    return statistics
+    features = Features.of(train.features)
+    moments = {modality: features.moments(modality) for modality in features}
+    return {modality: (mean.float(), deviation.float()) for modality, (mean, deviation) in moments.items()}
 
 
 def disturb(part: Conversations, disturbance: Disturbance, statistics: Statistics, draw: int) -> Conversations:

@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -49,11 +50,31 @@ def _busy_seconds() -> float | None:
 
 
 def peak_resident() -> int:
-    """Bytes of this process' largest resident set so far."""
+    """Bytes of this process' largest resident set so far, or since :func:`forget_peak`."""
+    # Unlike getrusage, this forgets what the process was before it became this program.
+    peak = _status("VmHWM")
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if peak is None else peak
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew, where the system allows it; elsewhere it stays that of the whole process."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def resident() -> int:
+    """Bytes of this process' resident set; its peak where the system tells no more."""
+    return _status("VmRSS") or peak_resident()
+
+
+def own_memory() -> int | None:
+    """Bytes of the resident set that belong to this process alone, not to files; None: the system does not tell."""
+    return _status("RssAnon")
+
+
+def _status(field: str) -> int | None:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Unlike getrusage, this forgets what the process was before it became this program.
-    (peak,) = (line for line in lines if line.startswith("VmHWM:"))
-    return 1024 * int(peak.split()[1])
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)

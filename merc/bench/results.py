@@ -71,16 +71,17 @@ def publish(groups: Sequence[Group], settings: Mapping[str, Any], environment: M
             "measurements": [asdict(group) for group in groups],
         },
     )
-    remarks = [*_machine(environment), *_remarks(groups, settings)]
+    remarks = [machine_line(environment), *_remarks(groups, settings)]
     write_text(out / "performance.md", "\n".join(["# Performance\n", *remarks, "", *(g.markdown() for g in grids)]))
     show(Several(*(grid.rich() for grid in grids), *remarks, f"Written: {out}/performance.json, {out}/performance.md"))
     return all_ratios
 
 
-def _machine(environment: Mapping[str, Any]) -> Iterator[str]:
+def machine_line(environment: Mapping[str, Any]) -> str:
+    """Hardware, versions and commit."""
     hardware, versions, git = environment["hardware"], environment["versions"], environment["git"]
     commit = f", commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if git else ""
-    yield (
+    return (
         f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads, {hardware['memory_gib']} GiB; "
         f"Python {versions['python']}, torch {versions['torch']}, lightning {versions['lightning']}{commit}."
     )

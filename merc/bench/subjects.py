@@ -5,9 +5,10 @@ with it. Samples are seconds by name, those of epochs under ``train`` and ``eval
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -234,21 +235,26 @@ def _called(action: str) -> str | None:
 def loop(overrides: Sequence[str], turns: Turns) -> None:
     """Nothing but forward, backward and optimiser step, over the batches and with the module of the product."""
     setting = Setting.of(overrides)
+    batches, train_on = setting.batches("train"), bare_training(setting)
+    while True:
+        turns.wait()
+        watch = Stopwatch()
+        with watch.time("train"):
+            train_on(batches)
+        turns.done(watch.seconds)
+
+
+def bare_training(setting: Setting) -> Callable[[Iterable[ConversationBatch]], None]:
+    """A function that trains the product's module on batches: forward, backward and optimiser step."""
     module = setting.module()
     configured = module.configure_optimizers()
     optimizer = configured[0][0] if isinstance(configured, tuple) else configured
-    batches = setting.batches("train")
 
     def loss(batch: ConversationBatch) -> Tensor:
         total: Tensor = module.objective(module(batch), batch.labels)["total"]
         return total
 
-    while True:
-        turns.wait()
-        watch = Stopwatch()
-        with watch.time("train"):
-            _epoch(batches, loss, optimizer)
-        turns.done(watch.seconds)
+    return partial(_epoch, loss=loss, optimizer=optimizer)
 
 
 def reference(overrides: Sequence[str], turns: Turns, name: str, share: int) -> None:

@@ -5,7 +5,7 @@ utterance has shape ``(N, ...)``, N being the number of utterances; B is the num
 dimension of modality m.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -18,6 +18,9 @@ MODALITIES = ("text", "audio", "visual")
 """Canonical order of the modalities of the field; any other names may be used as well."""
 
 SPLITS = ("train", "validation", "test")
+
+CHUNK = 2**21
+"""Numbers of a table that are looked at together where all of them must be, however many there are."""
 
 TILE = 2**15
 """Most pairs of utterances of a tile, where it holds more than one dialogue."""
@@ -190,12 +193,86 @@ class CorpusInfo:
         )
 
 
+class Features(Mapping[str, Tensor]):
+    """Modality → (N, D_m) float32 features: rows of larger tables, such as those of a feature store on disk.
+
+    A whole modality is put together when it is asked for by its name; batches take only the rows that they need.
+
+    Args:
+        tables: modality → (N', D_m).
+        rows: (N,) int64, which of their rows; None: all, in their order.
+        scales: modality → (D_m,) float64 mean, which is subtracted, and divisor; None: features as in the tables.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, Tensor],
+        rows: Tensor | None = None,
+        scales: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.tables = tables
+        self.rows = rows
+        self.scales = scales
+
+    @classmethod
+    def of(cls, features: Mapping[str, Tensor]) -> "Features":
+        """The same features."""
+        return features if isinstance(features, Features) else cls(features)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """modality → feature dimension D_m."""
+        return {modality: table.shape[1] for modality, table in self.tables.items()}
+
+    def select(self, rows: Tensor) -> "Features":
+        """The (N',) int64 rows; nothing is copied."""
+        return Features(self.tables, rows if self.rows is None else self.rows[rows], self.scales)
+
+    def scaled(self, scales: Mapping[str, tuple[Tensor, Tensor]]) -> "Features":
+        """(features − mean)/divisor, in double precision, when they are read."""
+        assert self.scales is None
+        return Features(self.tables, self.rows, scales)
+
+    def chunks(self, modality: str) -> Iterator[Tensor]:
+        """All rows of a modality, some at a time."""
+        count = len(self.tables[modality] if self.rows is None else self.rows)
+        for rows in torch.arange(count).split(max(1, CHUNK // self.dims[modality])):
+            yield self.select(rows)[modality]
+
+    def moments(self, modality: str) -> tuple[Tensor, Tensor]:
+        """(D_m,) float64 mean and standard deviation of a modality over all rows."""
+        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        for x_ND in self.chunks(modality):
+            deviation, here = torch.std_mean(x_ND.double(), dim=0, correction=0)
+            added = len(x_ND)
+            # Chan, Golub, LeVeque (1979): moments of what was seen and of what is added make those of both.
+            squares = squares + added * deviation**2 + (here - mean) ** 2 * (count * added / (count + added))
+            mean = mean + (here - mean) * (added / (count + added))
+            count += added
+        return mean, (squares / count).sqrt()
+
+    def __getitem__(self, modality: str) -> Tensor:
+        table = self.tables[modality]
+        x_ND = table if self.rows is None else table[self.rows]
+        if self.scales is None:
+            return x_ND
+        mean, divisor = self.scales[modality]
+        return ((x_ND - mean) / divisor).float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+
 @dataclass(frozen=True)
 class Conversations:
-    """A corpus (or a part of one) in memory: what a feature store or the synthetic generator yields.
+    """A corpus (or a part of one): what a feature store or the synthetic generator yields.
 
     Attributes:
-        features: modality → (N, D_m) float32 features, one row per utterance, dialogue after dialogue.
+        features: modality → (N, D_m) float32 features, one row per utterance, dialogue after dialogue; parts of a
+            corpus share its tables (:class:`Features`).
         speakers: (N,) int64, index of the speaker inside its dialogue, in order of first appearance unless the
             source fixes another.
         labels: (N,) int64 ids into ``label_names``.
@@ -223,7 +300,7 @@ class Conversations:
     @property
     def dims(self) -> dict[str, int]:
         """modality → feature dimension D_m."""
-        return {modality: rows.shape[1] for modality, rows in self.features.items()}
+        return Features.of(self.features).dims
 
     def rows(self, dialogues: Sequence[int]) -> Tensor:
         """(N',) int64 row indices of the given dialogues, in the given order."""
@@ -234,18 +311,18 @@ class Conversations:
         """The given dialogues as one batch."""
         rows = self.rows(dialogues)
         return ConversationBatch(
-            features={modality: table[rows] for modality, table in self.features.items()},
+            features=dict(Features.of(self.features).select(rows)),
             speakers=self.speakers[rows],
             labels=self.labels[rows],
             lengths=tuple(self.lengths[i] for i in dialogues),
         )
 
     def select(self, dialogues: Sequence[int]) -> "Conversations":
-        """The given dialogues as a corpus of their own."""
+        """The given dialogues as a corpus of their own; the features are not copied."""
         rows = self.rows(dialogues)
         return replace(
             self,
-            features={modality: table[rows] for modality, table in self.features.items()},
+            features=Features.of(self.features).select(rows),
             speakers=self.speakers[rows],
             labels=self.labels[rows],
             lengths=tuple(self.lengths[i] for i in dialogues),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from merc.data.conversation import MODALITIES, Conversations, CorpusInfo
+from merc.data.conversation import MODALITIES, Conversations, CorpusInfo, Features
 from merc.data.corpora import CORPORA, IEMOCAP, MELD, Corpus
 from merc.data.store import read_store
 from merc.data.synthetic import generate
@@ -348,21 +348,14 @@ def zscore(parts: Mapping[str, Conversations]) -> dict[str, Conversations]:
     Args:
         parts: split → conversations with (N, D_m) features per modality.
     """
-    scales = {modality: _mean_and_scale(rows) for modality, rows in parts["train"].features.items()}
-
-    def standardized(modality: str, rows: Tensor) -> Tensor:
-        mean, scale = scales[modality]
-        return ((rows - mean) / scale).float()
-
-    return {
-        split: replace(part, features={m: standardized(m, rows) for m, rows in part.features.items()})
-        for split, part in parts.items()
-    }
+    train = Features.of(parts["train"].features)
+    scales = {modality: _mean_and_scale(train, modality) for modality in train}
+    return {split: replace(part, features=Features.of(part.features).scaled(scales)) for split, part in parts.items()}
 
 
-def _mean_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(D_m,) float64 mean and standard deviation over the (N, D_m) rows; the latter 1 for constant dimensions."""
-    deviation, mean = torch.std_mean(rows.double(), dim=0, correction=0)
+def _mean_and_scale(features: Features, modality: str) -> tuple[Tensor, Tensor]:
+    """(D_m,) float64 mean and standard deviation over all rows; the latter 1 for constant dimensions."""
+    mean, deviation = features.moments(modality)
     # Below the resolution of float32, what looks like variation is rounding.
     constant = deviation <= torch.finfo(torch.float32).eps * mean.abs()
     return mean, deviation.masked_fill(constant, 1.0)

@@ -13,21 +13,23 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from merc.data.completeness import Completeness
-from merc.data.conversation import SPLITS, Conversations
+from merc.data.conversation import SPLITS, Conversations, Features
 from merc.errors import MercError, nearest
 from merc.files import atomic_folder, sha256
 
@@ -108,20 +110,20 @@ def read_store(path: Path, modalities: Sequence[str] | None = None, verify: bool
             )
     if verify:
         _verify(path, meta)
-    rows = _read_utterances(path).to_pydict()
-    dialogues = [(dialogue, len(list(run))) for dialogue, run in groupby(rows["dialogue"])]
-    split_of = dict(zip(rows["dialogue"], rows["split"], strict=True))
-    label_id = {name: index for index, name in enumerate(meta["label_names"])}
+    table = _read_utterances(path)
+    dialogues = [(dialogue, len(list(run))) for dialogue, run in groupby(table["dialogue"].to_pylist())]
+    starts = [0, *accumulate(length for _, length in dialogues)][:-1]
+    labels = pc.index_in(table["label"], pa.array(meta["label_names"]))
     with safe_open(path / FEATURES, framework="pt") as tensors:
         features = {modality: tensors.get_tensor(modality) for modality in wanted}
     return Conversations(
         features=features,
-        speakers=torch.tensor(rows["speaker"]),
-        labels=torch.tensor([label_id[name] for name in rows["label"]]),
+        speakers=_numbers(table["speaker"]),
+        labels=_numbers(labels),
         lengths=tuple(length for _, length in dialogues),
         dialogue_ids=tuple(dialogue for dialogue, _ in dialogues),
-        utterance_ids=tuple(rows["utterance"]),
-        splits=tuple(split_of[dialogue] for dialogue, _ in dialogues),
+        utterance_ids=tuple(table["utterance"].to_pylist()),
+        splits=tuple(table["split"].take(starts).to_pylist()),
         label_names=tuple(meta["label_names"]),
     )
 
@@ -182,13 +184,15 @@ def check(conversations: Conversations) -> None:
             f"{classes} classes have the ids 0 to {classes - 1}: {', '.join(conversations.label_names)}. "
             "Correct the label, or name the corpus whose classes these are."
         )
-    for modality, rows in conversations.features.items():
-        if len(rows) != len(conversations.utterance_ids):
+    features = Features.of(conversations.features)
+    for modality in features:
+        chunks = [(len(rows), int((~rows.isfinite()).sum())) for rows in features.chunks(modality)]
+        count, bad = (sum(numbers) for numbers in zip(*chunks, strict=True))
+        if count != len(conversations.utterance_ids):
             raise MercError(
-                f"The modality {modality} has {len(rows)} rows for {len(conversations.utterance_ids)} utterances. "
+                f"The modality {modality} has {count} rows for {len(conversations.utterance_ids)} utterances. "
                 "There must be one for each."
             )
-        bad = int((~torch.isfinite(rows)).sum())
         if bad:
             raise MercError(
                 f"The modality {modality} has {bad:,} values that are NaN or infinite. Correct them in the source, or "
@@ -287,6 +291,11 @@ def _verify(path: Path, meta: Mapping[str, Any]) -> None:
 
 def _read_utterances(path: Path) -> pa.Table:
     return pq.read_table(path / UTTERANCES, columns=["dialogue", "utterance", "speaker", "label", "split"])
+
+
+def _numbers(column: pa.ChunkedArray) -> Tensor:
+    """(N,) int64."""
+    return torch.tensor(column.to_numpy(), dtype=torch.int64)
 
 
 def _optional_columns(path: Path) -> list[str]:

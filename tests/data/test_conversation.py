@@ -1,13 +1,14 @@
 from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merc.data.conversation import Conversations, CorpusInfo
+from merc.data.conversation import Conversations, CorpusInfo, Features
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -113,3 +114,33 @@ def test_corpus_info_survives_a_checkpoint() -> None:
     assert info.modalities == ("visual", "text")
     with pytest.raises(KeyError):
         CorpusInfo.from_dict({"dims": {}})
+
+
+def test_parts_share_the_tables_and_batches_gather_their_rows() -> None:
+    conversations = make_conversations([2, 3, 1, 4])
+    part = conversations.select([3, 0, 2]).select([0, 2])
+    assert isinstance(part.features, Features)
+    assert part.features.tables["text"] is conversations.features["text"]
+    assert part.features["text"][:, 0].tolist() == [6, 7, 8, 9, 5]
+    assert part.batch([1, 0]).features["text"][:, 0].tolist() == [5, 6, 7, 8, 9]
+    assert part.dims == conversations.dims
+
+
+def test_scaled_features_are_scaled_wherever_they_are_read() -> None:
+    conversations = make_conversations([2, 3])
+    scales = {m: (torch.tensor([1.0]).double(), torch.tensor([4.0]).double()) for m in conversations.features}
+    features = Features.of(conversations.features).scaled(scales)
+    assert features["text"][:, 0].tolist() == [-0.25, 0, 0.25, 0.5, 0.75]
+    assert features.select(torch.tensor([4, 1]))["text"][:, 0].tolist() == [0.75, 0]
+    assert features["text"].dtype == torch.float32
+
+
+@given(lengths=LENGTHS, chunk=st.integers(1, 30), offset=st.floats(-1e3, 1e3), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_moments_are_those_of_all_rows_together(lengths: list[int], chunk: int, offset: float, seed: int) -> None:
+    table = offset + torch.randn(sum(lengths), 3, generator=torch.Generator().manual_seed(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("merc.data.conversation.CHUNK", chunk)
+        mean, deviation = Features({"text": table}).moments("text")
+    np.testing.assert_allclose(mean, table.double().numpy().mean(0), atol=1e-9, rtol=1e-12)
+    np.testing.assert_allclose(deviation, table.double().numpy().std(0), atol=1e-9, rtol=1e-9)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,3 +232,35 @@ def test_description(tmp_path: Path) -> None:
     labels = read_store(tmp_path / "s").labels
     joys = int((labels[:3] == 0).sum() + (labels[4:6] == 0).sum() * 0 + (labels[6:] == 0).sum())
     assert f"joy {joys} ({100 * joys / 5:.1f} %)" in words
+
+
+# How much memory is the process' own, not the system's to take back, before and behind a whole pass over the data.
+OWN_MEMORY = """
+import sys
+from merc.data.datamodule import CustomDataModule
+
+def own():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
+
+data = CustomDataModule(sys.argv[1], modalities=["text"], standardize="zscore", validation_fraction=0.2)
+before = own()
+data.setup()
+for loader in (data.train_dataloader(), *data.val_dataloader()):
+    for batch in loader:
+        assert abs(batch.features["text"].mean()) < 1
+print(own() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_features(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    large = replace(corpus((10,) * 600), features={"text": torch.randn(6000, 4000)})
+    write(tmp_path / "s", large)
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_MEMORY, str(tmp_path / "s")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    stored = large.features["text"].numel() * 4 / 1024
+    assert int(done.stdout) < stored / 2, f"{done.stdout} KiB for {stored:.0f} KiB of features"

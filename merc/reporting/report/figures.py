@@ -338,5 +338,14 @@ def legend(figure: "Figure", panels: "Sequence[Axes]") -> None:
         )
 
 
+def series_look(index: int) -> dict[str, Any]:
+    """Marker, colour and dashes of a line; they repeat only far beyond what one panel can show."""
+    return {
+        "marker": MARKERS[index % len(MARKERS)],
+        "color": _colour(index),
+        "linestyle": ("solid", "dashed", "dotted")[index // len(COLOURS) % 3],
+    }
+
+
 def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
