@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from merc.reporting import statistics
+from merc.reporting.report.provenance import portable
 from merc.reporting.report.runs import EPOCHS
 from merc.reporting.report.sections import Section, is_score
 from merc.reporting.report.tables import Table
@@ -138,7 +139,7 @@ def _score_rows(section: Section) -> Iterable[dict[str, object]]:
         "experiment": sweep.experiment,
         "data": sweep.data,
         "corpus": sweep.corpus,
-        "overrides": " ".join(sweep.overrides),
+        "overrides": " ".join(portable(sweep.overrides)),
     }
     for row in section.rows:
         for column in section.columns:
