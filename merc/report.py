@@ -4,6 +4,7 @@ python -m merc.report                                       every experiment tha
 python -m merc.report amb_dsgdn/table4_modalities redifu    this one, and all of redifu/
 python -m merc.report out=docs/results run_root=runs
 python -m merc.report compare RUN_A RUN_B                   two run folders side by side
+python -m merc.report compare RUN_A RUN_B attention=ID      … and what they attend to in a dialogue; needs torch
 """
 
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 
 from merc.arguments import help_text, parse
 from merc.errors import MercError
-from merc.reporting.report.compare import comparison_tables, read_pair, write_comparison
+from merc.reporting.report.attention import AttentionPair, attention_pair
+from merc.reporting.report.compare import Pair, comparison_tables, read_pair, write_comparison
 from merc.reporting.report.render import terminal
 from merc.reporting.report.sections import Sampling, Section
 from merc.reporting.report.tables import section_tables
@@ -33,6 +35,8 @@ def report(names: list[str], settings: dict[str, Any]) -> Path:
     Raises:
         MercError: there is nothing to report, a file is damaged, or the report cannot be written.
     """
+    if settings["attention"] is not None:
+        raise MercError("attention=… is for two runs: python -m merc.report compare RUN_A RUN_B attention=DIALOGUE_ID")
     config_dir = settings["config_dir"]
     sections = read_sections(
         Path(settings["run_root"]), names, Path(config_dir) if config_dir is not None else None, _sampling(settings)
@@ -65,12 +69,19 @@ def compare(folders: list[str], settings: dict[str, Any]) -> Path:
     if len(folders) != 2:
         raise MercError("compare takes two run folders: python -m merc.report compare RUN_A RUN_B")
     pair = read_pair(Path(folders[0]), Path(folders[1]), _sampling(settings))
-    target = write_comparison(pair, Path(settings["out"]), settings["figures"])
+    target = write_comparison(pair, Path(settings["out"]), settings["figures"], _attention(pair, settings))
     for table in comparison_tables(pair):
         show(terminal(table))
         print("\n".join([*table.notes, ""]))
     print(f"Everything: {target}")
     return target
+
+
+def _attention(pair: Pair, settings: dict[str, Any]) -> AttentionPair | None:
+    if settings["attention"] is None:
+        return None
+    plugins = [name for name in (settings["plugins"] or "").strip("[]").split(",") if name]
+    return attention_pair(pair, settings["attention"], plugins)
 
 
 def _print(section: Section) -> None:

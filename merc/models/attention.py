@@ -53,6 +53,27 @@ def attend(
     return cast(Tensor, _Attend.apply(query_NMQ, key_NMQ, value_NHV, layout, dropout, difference))  # type: ignore[no-untyped-call]
 
 
+def attention_weights(
+    query_NMQ: Tensor,
+    key_NMQ: Tensor,
+    batch: ConversationBatch,
+    *,
+    difference: bool = False,
+    window: int | None = None,
+) -> Tensor:
+    """The attention of :func:`attend` itself, for inspection: what each receives where row j's value is unit vector j.
+
+    Args: as those of :func:`attend`.
+
+    Returns:
+        (N, H, N), the receiving rows first; 0 between dialogues.
+    """
+    rows, maps = query_NMQ.shape[:2]
+    units_NN = torch.eye(rows, dtype=query_NMQ.dtype, device=query_NMQ.device)
+    values_NHN = units_NN[:, None].expand(-1, maps // 2 if difference else maps, -1)
+    return attend(query_NMQ, key_NMQ, values_NHN, batch, dropout=0.0, difference=difference, window=window)
+
+
 @dataclass(frozen=True)
 class _Layout:
     batch: ConversationBatch

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
 from merc.models.denoisers import RecurrentDenoiser
 from merc.models.denoisers.diff_transformer import DiffAttention, DiffTransformerDenoiser
+from merc.models.denoisers.differential import ShiftedDifference
 from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.denoisers.transformer import DialogueAttention, TransformerDenoiser
 
@@ -123,3 +125,30 @@ def test_recurrence_equals_cells_along_each_dialogue(
 def test_both_maps_of_every_head_need_their_width() -> None:
     with pytest.raises(MercError, match=r"heads=4 heads of two attention maps.* multiple of 8"):
         DiffAttention(12, heads=4, dropout=0.0, depth=1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("kind", ["plain", "difference", "shifted"])
+def test_attention_maps_are_what_the_layers_sum_their_values_with(
+    make_batch: Callable[..., ConversationBatch], kind: str, window: int | None, causal: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = {
+        "plain": lambda: DialogueAttention(8, 2, 0.3, window),
+        "difference": lambda: DiffAttention(8, 2, 0.3, depth=2, window=window),
+        "shifted": lambda: ShiftedDifference(8, 2, 0.3, head_scale=True, window=window),
+    }[kind]().eval()
+    batch = replace(make_batch(lengths=(4, 1, 7)), causal=causal)
+    x_ND = torch.randn(12, 8)
+    maps_NHN = layer.attention_maps(x_ND, batch)
+    value_NHV = layer.query_key_value(x_ND)[:, -8:].unflatten(-1, (2, 4))
+    summed = torch.einsum("ihj,jhv->ihv", maps_NHN, value_NHV)
+    if isinstance(layer, DiffAttention):
+        summed = (1 - layer.lambda_init) * layer.norm(summed)
+    if isinstance(layer, ShiftedDifference):
+        summed = layer.weight * summed
+    torch.testing.assert_close(layer.output(summed.flatten(1)), layer(x_ND, batch))
+    place = batch.positions[None, :] - batch.positions[:, None]
+    outside = (batch.dialogues[:, None] != batch.dialogues) | (place.abs() > (window or 12)) | (causal & (place > 0))
+    assert not maps_NHN.transpose(0, 1)[:, outside].any()

@@ -147,6 +147,24 @@ def test_differential_attention_rows_sum_to_one_minus_lambda(batch: Conversation
     torch.testing.assert_close(summed, (1 - layer.coefficients()).expand(18))
 
 
+@pytest.mark.parametrize("in_dim", [5, 16])  # the sum before or behind the linear map
+def test_attention_maps_are_what_the_layers_sum_their_values_with(batch: ConversationBatch, in_dim: int) -> None:
+    torch.manual_seed(0)
+    graph = inter_speaker(batch)
+    edges_NN = torch.zeros(18, 18, dtype=torch.bool)
+    for i, row in enumerate(edges(graph, batch)):
+        edges_NN[i, [j for j, _ in row]] = True
+    for layer in (
+        DifferentialAttention(in_dim, 8, heads=3, dropout=0.3, depth=1, normalize=True).eval(),
+        RelationalAttention(in_dim, 8, heads=3, dropout=0.3, relational=True).eval(),
+    ):
+        x_NI = torch.randn(18, in_dim)
+        maps_NHN = layer.attention_maps(x_NI, graph)
+        z_NHD = torch.stack([x_NI @ weight for weight in layer.weight], dim=1)
+        torch.testing.assert_close(torch.einsum("ihj,jhd->ihd", maps_NHN, z_NHD), layer.aggregate(x_NI, graph))
+        assert torch.equal(maps_NHN.ne(0).any(1), edges_NN)
+
+
 def test_odd_width_is_refused() -> None:
     with pytest.raises(MercError, match="even hidden_dim"):
         DifferentialAttention(4, 7, heads=1, dropout=0.0, depth=1, normalize=True)

@@ -42,6 +42,6 @@ def test_every_kind_is_explained() -> None:
 
 def test_the_commands_of_the_page_are_commands() -> None:
     commands = re.findall(r"^python -m merc\.report(.*?)(?:#.*)?$", REPORTS, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for arguments in commands:
         parse(arguments.split(), "report")

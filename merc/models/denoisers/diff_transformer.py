@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
-from merc.models.attention import attend
+from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.transformer import PositionedLayers, TransformerLayer
 
 
@@ -53,21 +53,26 @@ class DiffAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        query_ND, key_ND, value_ND = self.query_key_value(x_ND).chunk(3, dim=-1)
-        query_NMQ, key_NMQ = (x.unflatten(-1, (2 * self.heads, -1)) for x in (query_ND, key_ND))
+        query_NMQ, key_NMQ, value_NHV = self._heads(x_ND)
+        rate = self.dropout if self.training else 0.0
         # Both maps of every head in one call: maps of all heads, then the other maps of all heads.
-        attended_NMV = attend(
-            query_NMQ * query_NMQ.shape[-1] ** -0.5,
-            key_NMQ,
-            value_ND.unflatten(-1, (self.heads, -1)).repeat(1, 2, 1),
-            batch,
-            dropout=self.dropout if self.training else 0.0,
-            window=self.window,
-        )
+        attended_NMV = attend(query_NMQ, key_NMQ, value_NHV.repeat(1, 2, 1), batch, rate, window=self.window)
         first_NHV, second_NHV = attended_NMV.chunk(2, dim=1)
         heads_NHV = (1 - self.lambda_init) * self.norm(first_NHV - self.coefficient() * second_NHV)
         out_ND: Tensor = self.output(heads_NHV.flatten(1))
         return out_ND
+
+    def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """(N, D) → (N, H, N): how much each row receives from each, the difference of two maps; for inspection."""
+        query_NMQ, key_NMQ, _ = self._heads(x_ND)
+        first_NHN, second_NHN = attention_weights(query_NMQ, key_NMQ, batch, window=self.window).chunk(2, dim=1)
+        return first_NHN - self.coefficient() * second_NHN
+
+    def _heads(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, D) → scaled queries and keys of M = 2H maps, (N, M, Q) each, and values (N, H, V)."""
+        query_ND, key_ND, value_ND = self.query_key_value(x_ND).chunk(3, dim=-1)
+        query_NMQ, key_NMQ = (x.unflatten(-1, (2 * self.heads, -1)) for x in (query_ND, key_ND))
+        return query_NMQ * query_NMQ.shape[-1] ** -0.5, key_NMQ, value_ND.unflatten(-1, (self.heads, -1))
 
 
 class DiffTransformerDenoiser(PositionedLayers):

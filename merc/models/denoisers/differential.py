@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
-from merc.models.attention import attend
+from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.dropout import Dropout
 from merc.models.stages import head_width
@@ -137,13 +137,21 @@ class ShiftedDifference(nn.Module):
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
+        rate = self.dropout if self.training else 0.0
+        mixed_NHV = attend(*self._heads(x_ND, batch), batch, rate, difference=True, window=self.window)
+        out_ND: Tensor = self.output(self.weight * mixed_NHV.flatten(1))
+        return out_ND
+
+    def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """(N, D) → (N, H, N): how much each row receives from each, A_1 − A_2; for inspection."""
+        query_NMV, key_NMV, _ = self._heads(x_ND, batch)
+        return attention_weights(query_NMV, key_NMV, batch, difference=True, window=self.window)
+
+    def _heads(self, x_ND: Tensor, batch: ConversationBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, D) → scaled queries and keys of M = 2H maps, (N, M, V) each, and values (N, H, V)."""
         query, key, value = self.query_key_value(x_ND).unflatten(-1, (3, self.heads, self.width)).unbind(1)
         query = (self.scale * query).repeat_interleave(2, dim=1)
-        keys = torch.stack([key, key[batch.previous]], dim=2).flatten(1, 2)
-        rate = self.dropout if self.training else 0.0
-        mixed_NHD = attend(query, keys, value, batch, rate, difference=True, window=self.window)
-        out_ND: Tensor = self.output(self.weight * mixed_NHD.flatten(1))
-        return out_ND
+        return query, torch.stack([key, key[batch.previous]], dim=2).flatten(1, 2), value
 
 
 class DifferentialDenoiser(nn.Module):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
-from merc.models.attention import attend
+from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.dropout import Dropout
 from merc.models.stages import head_width
@@ -31,17 +31,20 @@ class DialogueAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        query, key, value = self.query_key_value(x_ND).unflatten(-1, (3, -1, self.head_width)).unbind(1)
-        attended_NHV = attend(
-            query * self.head_width**-0.5,
-            key,
-            value,
-            batch,
-            dropout=self.dropout if self.training else 0.0,
-            window=self.window,
-        )
+        rate = self.dropout if self.training else 0.0
+        attended_NHV = attend(*self._heads(x_ND), batch, rate, window=self.window)
         out_ND: Tensor = self.output(attended_NHV.flatten(1))
         return out_ND
+
+    def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
+        """(N, D) → (N, H, N): how much each row receives from each; for inspection."""
+        query_NHV, key_NHV, _ = self._heads(x_ND)
+        return attention_weights(query_NHV, key_NHV, batch, window=self.window)
+
+    def _heads(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, D) → scaled queries, keys and values, (N, H, V) each."""
+        query, key, value = self.query_key_value(x_ND).unflatten(-1, (3, -1, self.head_width)).unbind(1)
+        return query * self.head_width**-0.5, key, value
 
 
 class TransformerLayer(nn.Module):

@@ -112,6 +112,13 @@ class GraphAttention(nn.Module):
         rate = self.dropout.p if self.training else 0.0
         return attention_band(ends_NM2, relation_MR, self.coefficients(), graph, rate)
 
+    def attention_maps(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
+        """(N, I) → (N, H, N): how much each row receives from each; for inspection."""
+        z_NHD = torch.einsum("ni,hid->nhd", x_NI, self.weight)
+        attention = self.attention(self.scores.ends(self._split(z_NHD)), graph)
+        # What each receives where row j's value is unit vector j.
+        return receive(attention, torch.eye(len(x_NI), device=x_NI.device), graph)
+
 
 def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
     """Sum of the sources' values: (G, S, H, K) attention and (N, D) values → (N, H, D).

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,8 @@ from merc.reporting.tables import SUMMARY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from merc.reporting.report.attention import AttentionPair
 
 CURVES = ("train/loss", "validation/weighted_f1", "test/weighted_f1")
 BALANCING = "balancing/"
@@ -80,13 +82,14 @@ def read_pair(first: Path, second: Path, sampling: Sampling) -> Pair:
     return Pair(*runs, sampling)
 
 
-def write_comparison(pair: Pair, out: Path, figures: bool = True) -> Path:
-    """Write ``compare.md``, ``compare.html`` and the figures of two runs.
+def write_comparison(pair: Pair, out: Path, figures: bool = True, attention: "AttentionPair | None" = None) -> Path:
+    """Write ``compare.md``, ``compare.html`` and the figures of two runs, and ``attention.csv`` if there is any.
 
     Args:
         pair: the runs.
         out: folder; the files lie in ``<out>/compare/<first>--<second>/``.
         figures: draw them too.
+        attention: of both in one dialogue.
 
     Returns:
         the path of compare.html.
@@ -95,19 +98,51 @@ def write_comparison(pair: Pair, out: Path, figures: bool = True) -> Path:
         MercError: matplotlib is not installed, a file is damaged, or one cannot be written.
     """
     folder = out / "compare" / "--".join(name.replace("/", "-").replace("=", "") for name in pair.names)
-    title, tables = " against ".join(pair.names), comparison_tables(pair)
-    drawn: dict[str, Figure] = {}
-    if figures:
-        from merc.reporting.report.figures import write_figure
-
-        drawn = comparison_figures(pair)
-        for name, figure in drawn.items():
-            write_figure(figure, folder / name)
-    images = "\n".join(f"![{name}]({name}.png)\n\n{CAPTIONS[name]}\n" for name in drawn)
-    write_text(folder / "compare.md", f"# {title}\n\n{render.markdown(tables)}\n{images}")
-    content = PageSection(title, "", "", "", tables, page_figures(drawn, CAPTIONS))
-    write_text(folder / "compare.html", page("Two runs", _introduction(pair), [content]))
+    curves = comparison_figures(pair) if figures else {}
+    parts = [_Part(" against ".join(pair.names), "", comparison_tables(pair), curves, CAPTIONS)]
+    if attention is not None:
+        write_text(folder / "attention.csv", attention.csv())
+        maps = attention.figures() if figures else {}
+        parts.append(_Part(attention.title, attention.origin, [], maps, attention.captions))
+    for part in parts:
+        part.write_figures(folder)
+    write_text(folder / "compare.md", "\n".join(part.markdown() for part in parts))
+    sections = [part.section() for part in parts]
+    write_text(folder / "compare.html", page("Two runs", _introduction(pair), sections))
     return folder / "compare.html"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a comparison, which becomes one of the page and of the Markdown file.
+
+    Args:
+        title: its headline.
+        origin: what it shows.
+        tables: its tables.
+        figures: name → figure.
+        captions: name of a figure → what stands below it.
+    """
+
+    title: str
+    origin: str
+    tables: Sequence[Table]
+    figures: "Mapping[str, Figure]"
+    captions: Mapping[str, str]
+
+    def markdown(self) -> str:
+        images = [f"![{name}]({name}.png)\n\n{self.captions[name]}\n" for name in self.figures]
+        return "\n".join([f"# {self.title}\n", f"{self.origin}\n", render.markdown(self.tables), *images])
+
+    def section(self) -> PageSection:
+        return PageSection(self.title, self.origin, "", "", self.tables, page_figures(self.figures, self.captions))
+
+    def write_figures(self, folder: Path) -> None:
+        if self.figures:
+            from merc.reporting.report.figures import write_figure
+
+            for name, figure in self.figures.items():
+                write_figure(figure, folder / name)
 
 
 def comparison_tables(pair: Pair) -> list[Table]:

@@ -273,11 +273,11 @@ _DRAWINGS: dict[str, Callable[[Section], "Figure | None"]] = {
 }
 
 
-def panels_of(count: int, width: float = 3.2, height: float = 2.6) -> "tuple[Figure, list[Axes]]":
-    """A figure with so many panels, up to three in a row, each of a size in inches."""
+def panels_of(count: int, width: float = 3.2, height: float = 2.6, across: int = 3) -> "tuple[Figure, list[Axes]]":
+    """A figure with so many panels, up to ``across`` in a row, each of a size in inches."""
     from matplotlib.figure import Figure
 
-    across = min(count, 3)
+    across = min(count, across)
     down = math.ceil(count / across)
     figure = Figure(figsize=(width * across, height * down))
     axes = figure.subplots(down, across, squeeze=False).ravel().tolist()

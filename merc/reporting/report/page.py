@@ -1,7 +1,7 @@
 """One HTML page with everything, which needs nothing beside itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,8 @@ class PageSection:
         tables: its tables.
         figures: its figures.
         remarks: about the published numbers.
+        commands: that make it again.
+        facts: how it was made, a sentence each.
     """
 
     title: str
@@ -41,7 +43,9 @@ class PageSection:
     progress: str
     tables: Sequence[Table]
     figures: Sequence[PageFigure] = ()
-    remarks: Sequence[str] = field(default_factory=tuple)
+    remarks: Sequence[str] = ()
+    commands: Sequence[str] = ()
+    facts: Sequence[str] = ()
 
 
 CAPTIONS: Mapping[str, str] = {

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from merc.reporting import statistics
 from merc.reporting.report.columns import is_score, unit
+from merc.reporting.report.provenance import portable
 from merc.reporting.report.runs import EPOCHS
 from merc.reporting.report.sections import Section
 from merc.reporting.report.tables import Table
@@ -139,7 +140,7 @@ def _score_rows(section: Section) -> Iterable[dict[str, object]]:
         "experiment": sweep.experiment,
         "data": sweep.data,
         "corpus": sweep.corpus,
-        "overrides": " ".join(sweep.overrides),
+        "overrides": " ".join(portable(sweep.overrides)),
     }
     for row in section.rows:
         for column in section.columns:

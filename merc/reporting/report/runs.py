@@ -89,6 +89,11 @@ class Run:
         return _json(self.folder.metrics) if self.finished else {}
 
     @cached_property
+    def environment(self) -> dict[str, Any]:
+        """The content of environment.json; empty when the run has not begun."""
+        return _json(self.folder.environment)
+
+    @cached_property
     def costs(self) -> dict[str, Any]:
         """The content of costs.json; empty when nobody measured them."""
         return _json(self.folder.path / "costs.json")

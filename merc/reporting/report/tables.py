@@ -211,16 +211,17 @@ def state_notes(section: Section) -> list[str]:
 
 def epochs_table(section: Section) -> Table:
     """The three epochs side by side; how much better the best test epoch looks is the optimism of choosing by it."""
-    headers = ["variant"]
-    for column in section.summary:
-        headers += [f"{column_name(column)}: {epoch}" for epoch in EPOCHS] + ["optimism"]
-    rows = []
-    for row in section.rows:
-        cells = [Cell(_row_name(section, row))]
-        for column in section.summary:
-            cells += [_mean_cell(row.values(column, epoch), column) for epoch in EPOCHS]
-            cells.append(signed_cell(_optimism(row, column)))
-        rows.append(cells)
+    headers = ["variant", "measure", *EPOCHS, "optimism"]
+    rows = [
+        [
+            Cell(_row_name(section, row)),
+            Cell(column_name(column)),
+            *(_mean_cell(row.values(column, epoch), column) for epoch in EPOCHS),
+            signed_cell(_optimism(row, column)),
+        ]
+        for column in section.summary
+        for row in section.rows
+    ]
     chosen = "; ".join(f"{epoch}: chosen by {how}" for epoch, how in CHOSEN_BY.items())
     note = f"{chosen}. Optimism: test_best minus selected (minus last where nothing is selected), in points."
     return Table("epochs", "What the choice of the epoch is worth", headers, rows, notes=[note])

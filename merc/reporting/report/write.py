@@ -6,6 +6,7 @@ from pathlib import Path
 from merc.files import write_text
 from merc.reporting.report import render
 from merc.reporting.report.page import CAPTIONS, PageSection, page, page_figures
+from merc.reporting.report.provenance import commands, facts, portable
 from merc.reporting.report.runs import Run
 from merc.reporting.report.sections import Sampling, Section
 from merc.reporting.report.tables import section_tables
@@ -51,7 +52,7 @@ def write_report(sections: Sequence[Section], out: Path, figures: bool = True) -
         MercError: matplotlib is not installed, or a file cannot be written.
     """
     target = out / "report.html"
-    pages = [_write_section(section, out / section.key, figures) for section in sections]
+    pages = [_write_section(section, out, figures) for section in sections]
     introduction = (
         "Scores are those of the test split in percent, at the epoch that validation chose unless a table says "
         "otherwise. Click on a column to sort by it."
@@ -60,8 +61,8 @@ def write_report(sections: Sequence[Section], out: Path, figures: bool = True) -
     return target
 
 
-def _write_section(section: Section, folder: Path, figures: bool) -> PageSection:
-    experiment, tables, drawn = section.experiment, section_tables(section), {}
+def _write_section(section: Section, out: Path, figures: bool) -> PageSection:
+    folder, experiment, tables, drawn = out / section.key, section.experiment, section_tables(section), {}
     if figures:
         from merc.reporting.report.figures import section_figures, write_figure
 
@@ -74,8 +75,7 @@ def _write_section(section: Section, folder: Path, figures: bool) -> PageSection
     write_text(folder / "scores.csv", render.scores_csv(section))
     if section.tests:
         write_text(folder / "tests.csv", render.tests_csv(section))
-    write_text(folder / "report.md", _markdown(section, render.markdown(tables), list(drawn)))
-    return PageSection(
+    content = PageSection(
         title=experiment.title,
         origin=origin(section),
         data=section.sweep.data,
@@ -83,19 +83,26 @@ def _write_section(section: Section, folder: Path, figures: bool) -> PageSection
         tables=tables,
         figures=page_figures(drawn),
         remarks=section.remarks,
+        commands=commands(section, out),
+        facts=facts(section),
     )
+    write_text(folder / "report.md", _markdown(content, list(drawn)))
+    return content
 
 
-def _markdown(section: Section, tables: str, figures: Sequence[str]) -> str:
-    images = [f"![{name}]({name}.png)\n\n{CAPTIONS[name]}\n" for name in figures]
-    remarks = ["About the published numbers:\n", *(f"- {remark}" for remark in section.remarks), ""]
-    parts = [f"# {section.experiment.title}\n", f"{origin(section)}\n", tables, *images]
-    return "\n".join(parts + (remarks if section.remarks else []))
+def _markdown(content: PageSection, figures: Sequence[str]) -> str:
+    """A section on its own: what the page shows, with the figures beside the file."""
+    parts = [f"# {content.title}\n", f"{content.origin}\n", render.markdown(content.tables)]
+    parts += [f"![{name}]({name}.png)\n\n{CAPTIONS[name]}\n" for name in figures]
+    if content.remarks:
+        parts += ["## About the published numbers\n", *(f"- {remark}" for remark in content.remarks), ""]
+    parts += ["## How it was made\n", "```bash", *content.commands, "```\n", *(f"- {fact}" for fact in content.facts)]
+    return "\n".join([*parts, ""])
 
 
 def origin(section: Section) -> str:
     """Experiment, paper, data, overrides and how far it is, in one line."""
-    overrides = f" Overrides: {' '.join(section.sweep.overrides)}." if section.sweep.overrides else ""
+    overrides = f" Overrides: {' '.join(portable(section.sweep.overrides))}." if section.sweep.overrides else ""
     return (
         f"{section.experiment.name}, after {section.experiment.source}; data {section.sweep.data}, "
         f"{progress(section)}.{overrides}"
