@@ -11,7 +11,7 @@ COUNTS = {
 }  # fmt: skip
 """Whole numbers from 1."""
 
-DISTANCES = {"future", "past", "reach", "seed", "warmup_epochs", "window"}
+DISTANCES = {"future", "past", "profile_steps", "reach", "seed", "warmup_epochs", "window"}
 """Whole numbers from 0."""
 
 PROBABILITIES = {"base_probability", "dropout", "execute_probability", "probability"}

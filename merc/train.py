@@ -32,6 +32,7 @@ from merc.reporting.environment import describe_environment
 from merc.reporting.history import summarize
 from merc.reporting.loggers import log_closing, open_logger
 from merc.reporting.predictions import predict, write_predictions
+from merc.reporting.profiling import StepProfile
 from merc.reporting.progress import TrainingProgress
 from merc.reporting.quiet import quiet_lightning
 from merc.reporting.recorder import Recorder
@@ -129,6 +130,8 @@ def _fit(config: dict[str, Any], folder: RunFolder, group: str, observers: Seque
 
 def _train_callbacks(config: dict[str, Any], recorder: Recorder) -> list[L.Callback]:
     callbacks = [EpochSeeds(config["seed"]), build_policy(config), recorder]
+    if config["profile_steps"]:
+        callbacks.append(StepProfile(recorder.folder, config["profile_steps"]))
     if config["trainer"]["enable_progress_bar"]:
         callbacks.append(TrainingProgress())
     return [callback for callback in callbacks if callback is not None]

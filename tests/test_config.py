@@ -88,7 +88,7 @@ def test_offered_are_the_choices_of_the_commands_groups_without_shared_files() -
         text = offered_groups({"data": "meld", "graph/module@graph.text": "gcn", "hydra/help": "train", "debug": None})
     assert text.splitlines() == [
         "data: custom, iemocap, meld, synthetic_iemocap, synthetic_meld",
-        "debug: fast",
+        "debug: fast, profiler",
         "graph/module: differential, differential_released, gat, gcn, none, relational_gat",
     ]
 

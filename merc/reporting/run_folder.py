@@ -9,6 +9,7 @@ predictions.parquet  every utterance of the evaluated splits, from the selected 
 checkpoints/         last.ckpt (complete, every epoch), selected.ckpt (weights of the best validation epoch)
 costs.json           parameters, operations, seconds of training and of inference
 corpus.json          dialogues, utterances and classes of every split
+profile.txt          operators of training steps by their time, with trace.json, after debug=profiler
 robustness.json      scores under noise and without modalities, when `python -m merc.evaluate` was asked for them
 """
 
@@ -31,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from merc.errors import MercError
 from merc.files import discard_temporaries, write_json, write_text
 
-BESIDES_THE_RUN = ("run_root", "run_dir", "resume", "overwrite", "logger", "experiment", "variants")
+BESIDES_THE_RUN = ("run_root", "run_dir", "resume", "overwrite", "logger", "experiment", "variants", "profile_steps")
 """Keys that say how a run is run, or for which table, not what it computes."""
 
 # A glance at the lock holds it for a moment; whoever wants to keep it tries again.
