@@ -51,8 +51,9 @@ def bench(cfg: DictConfig) -> None:
     settings = plain(cfg)
     _refuse_mistakes(settings)
     by_length: ByLength = {}
-    for name, choice in settings["lengths"]["stages"].items():
+    for name in settings["lengths"]["measure"] or settings["lengths"]["stages"]:
         _note(f"{name}: dialogues of {min(settings['lengths']['of_dialogues'])} utterances and more")
+        choice = settings["lengths"]["stages"][name]
         by_length[name] = _in_process(length_costs, choice, settings["lengths"], settings["rounds"])
     by_size = [_size(times, settings["sizes"]) for times in sorted(settings["sizes"]["of_data"])]
     _publish(by_length, by_size, settings)
@@ -70,10 +71,10 @@ def _refuse_mistakes(settings: Mapping[str, Any]) -> None:
     for key, values in numbers.items():
         if not values or not all(isinstance(value, int) and value >= 1 for value in values):
             raise MercError(f"{key}={values}: give whole numbers of at least 1.")
-    if sizes["corpus"] not in CORPORA:
-        raise MercError(
-            f"sizes.corpus={sizes['corpus']} is none of {', '.join(CORPORA)}.{nearest(sizes['corpus'], CORPORA)}"
-        )
+    named = [("lengths.measure", name, lengths["stages"]) for name in lengths["measure"] or []]
+    for key, name, valid in (*named, ("sizes.corpus", sizes["corpus"], CORPORA)):
+        if name not in valid:
+            raise MercError(f"{key} names '{name}', which is none of {', '.join(valid)}.{nearest(name, valid)}")
     if settings["figures"]:
         styled()  # says so now if it cannot
 
@@ -121,9 +122,9 @@ def _publish(by_length: ByLength, by_size: Sequence[SizeCost], settings: Mapping
 def _remarks(settings: Mapping[str, Any]) -> list[str]:
     lengths, sizes = settings["lengths"], settings["sizes"]
     return [
-        f"By length: {lengths['utterances']:,} utterances in dialogues of equal length, rows of {lengths['hidden_dim']} "
-        f"numbers, two modalities, window {lengths['window']}. The growth is p in seconds per dialogue ∝ length^p, "
-        "fitted to the longer half of the lengths. Memory is the peak beyond what was there before.",
+        f"By length: {lengths['utterances']:,} utterances in dialogues of equal length, rows of "
+        f"{lengths['hidden_dim']} numbers, two modalities, window {lengths['window']}. The growth is p in seconds per dialogue ∝ length^p, fitted to the "
+        "longer half of the lengths. Memory is the peak beyond what was there before.",
         f"By size: generated data in the shape of {sizes['corpus']}, from a feature store on disk. Own memory belongs "
         "to the process alone; the resident set also counts pages of the store, which the system may take back.",
     ]
