@@ -123,8 +123,8 @@ def _remarks(settings: Mapping[str, Any]) -> list[str]:
     lengths, sizes = settings["lengths"], settings["sizes"]
     return [
         f"By length: {lengths['utterances']:,} utterances in dialogues of equal length, rows of "
-        f"{lengths['hidden_dim']} numbers, two modalities, window {lengths['window']}. The growth is p in seconds per dialogue ∝ length^p, fitted to the "
-        "longer half of the lengths. Memory is the peak beyond what was there before.",
+        f"{lengths['hidden_dim']} numbers, two modalities, window {lengths['window']}. The growth is p in seconds per "
+        "dialogue ∝ length^p, fitted to the longer half of the lengths. Memory is the peak beyond what was there before.",
         f"By size: generated data in the shape of {sizes['corpus']}, from a feature store on disk. Own memory belongs "
         "to the process alone; the resident set also counts pages of the store, which the system may take back.",
     ]
