@@ -51,8 +51,9 @@ def bench(cfg: DictConfig) -> None:
     settings = plain(cfg)
     _refuse_mistakes(settings)
     by_length: ByLength = {}
-    for name, choice in settings["lengths"]["stages"].items():
+    for name in settings["lengths"]["measure"] or settings["lengths"]["stages"]:
         _note(f"{name}: dialogues of {min(settings['lengths']['of_dialogues'])} utterances and more")
+        choice = settings["lengths"]["stages"][name]
         by_length[name] = _in_process(length_costs, choice, settings["lengths"], settings["rounds"])
     by_size = [_size(times, settings["sizes"]) for times in sorted(settings["sizes"]["of_data"])]
     _publish(by_length, by_size, settings)
@@ -70,10 +71,10 @@ def _refuse_mistakes(settings: Mapping[str, Any]) -> None:
     for key, values in numbers.items():
         if not values or not all(isinstance(value, int) and value >= 1 for value in values):
             raise MercError(f"{key}={values}: give whole numbers of at least 1.")
-    if sizes["corpus"] not in CORPORA:
-        raise MercError(
-            f"sizes.corpus={sizes['corpus']} is none of {', '.join(CORPORA)}.{nearest(sizes['corpus'], CORPORA)}"
-        )
+    named = [("lengths.measure", name, lengths["stages"]) for name in lengths["measure"] or []]
+    for key, name, valid in (*named, ("sizes.corpus", sizes["corpus"], CORPORA)):
+        if name not in valid:
+            raise MercError(f"{key} names '{name}', which is none of {', '.join(valid)}.{nearest(name, valid)}")
     if settings["figures"]:
         styled()  # says so now if it cannot
 
