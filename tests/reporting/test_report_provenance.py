@@ -19,7 +19,7 @@ ENVIRONMENT = {
     "git": {"commit": "fc161a01cfcb529c40404bce16e9f11d886f9220", "dirty": False},
     "hardware": {"cpu": "A CPU", "cores": 2, "gpus": ["A GPU", "A GPU"]},
 }
-OVERRIDES = ("data=meld", "data.store=/home/me/stores/meld", "data.modalities=[text,audio]", "seed=1,2")
+OVERRIDES = ("data.store=/home/me/stores/meld", "data.modalities=[text,audio]", "seed=1,2")
 
 
 def swept(lab: Lab, runs: dict[int, dict[str, Any]], merged: bool = False) -> Section:
@@ -35,7 +35,8 @@ def test_the_commands_are_those_of_the_sweep(lab: Lab) -> None:
     section = swept(lab, {1: {}, 2: {}})
     train, report = commands(section, Path("docs/results/mine"))
     chosen = ["data=meld", "data.store=path/to/meld", "data.modalities=[text,audio]"]
-    assert shlex.split(train)[3:] == ["-m", "experiment=mine/table", *chosen, "seed=1,2"]
+    some = "variants=[all]"  # the experiment has others, too
+    assert shlex.split(train)[3:] == ["-m", "experiment=mine/table", *chosen, "seed=1,2", some]
     assert shlex.split(report)[3:] == ["mine/table", "out=docs/results/mine"]
     assert commands(section, Path("/home/me/out"))[-1].endswith("merc.report mine/table")
     assert compose([*chosen, "seed=1"]).data.modalities == ["text", "audio"]

@@ -32,8 +32,11 @@ def commands(section: Section, out: Path) -> list[str]:
     """
     name = section.experiment.name
     seeds = sorted({seed for row in section.rows for seed in row.runs})
-    chosen = [text for text in portable(section.sweep.overrides) if not text.startswith("seed=")]
-    train = ["python", "-m", "merc.train", "-m", f"experiment={name}", *chosen, f"seed={','.join(map(str, seeds))}"]
+    chosen = [f"data={section.sweep.data}", *portable(section.sweep.overrides), f"seed={','.join(map(str, seeds))}"]
+    variants = list(dict.fromkeys(job.variant for job in section.sweep.jobs))
+    if set(variants) != set(section.experiment.variants):
+        chosen.append(f"variants=[{','.join(variants)}]")
+    train = ["python", "-m", "merc.train", "-m", f"experiment={name}", *chosen]
     report = ["python", "-m", "merc.report", name, *([] if out.is_absolute() else [f"out={out}"])]
     evaluate = ["python", "-m", "merc.evaluate", f"sweep={name}"]
     disturbed = any(run.robustness for run in _finished(section))
