@@ -75,11 +75,12 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         _fit(config, folder, group, observers)
         return {}
+    if not _sweeping():  # in a sweep the run's folder keeps the message
+        _refuse_mistakes(config)
     with claim(folder, config, resume=cfg.resume, overwrite=cfg.overwrite):
         if not folder.finished:
-            refuse_contradictions(config)
-            refuse_out_of_range(config)
-            check_plugins(config["plugins"])
+            if _sweeping():
+                _refuse_mistakes(config)
             write_json(folder.environment, describe_environment())
             _fit(config, folder, group, observers)
     metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
@@ -88,6 +89,12 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
     else:
         show(closing_tables(metrics, folder.path))
     return metrics
+
+
+def _refuse_mistakes(config: Mapping[str, Any]) -> None:
+    refuse_contradictions(config)
+    refuse_out_of_range(config)
+    check_plugins(config["plugins"])
 
 
 def _sweeping() -> bool:

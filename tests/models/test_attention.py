@@ -21,7 +21,7 @@ LENGTHS = st.lists(st.integers(1, 14), min_size=1, max_size=5)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiles and pieces, so that short dialogues go through all of them."""
     monkeypatch.setattr("merc.data.conversation.TILE", 60)
-    monkeypatch.setattr(attention, "PAIRS", 60)
+    monkeypatch.setattr(attention, "TILE", 60)
     monkeypatch.setattr(attention, "PIECE", 3)
 
 
@@ -133,7 +133,7 @@ def test_a_dialogue_in_pieces_equals_one_in_a_single_piece(monkeypatch: pytest.M
     tensors = inputs(batch, difference=True)
     results = []
     for pairs in (1, 2**20):
-        monkeypatch.setattr(attention, "PAIRS", pairs)
+        monkeypatch.setattr(attention, "TILE", pairs)
         out = attend(*tensors, batch, 0.0, difference=True, window=20)
         results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
     for one, other in zip(*results, strict=True):
