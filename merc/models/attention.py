@@ -80,31 +80,31 @@ class _Layout:
     present: Tensor | None
     window: int | None
 
-    def pieces(self, tile: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
-        """Receiving utterances of a tile, those they receive from, and what to add to the scores.
+    def pieces(self, tile: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Receiving utterances of a tile, those they may receive from, and what to add to the scores.
 
-        The last is (B', 1, Q, K) or broadcastable, a huge negative number where nothing is received; None: nowhere.
+        The last is (B', 1, Q or 1, K), 0 where something is received and a huge negative number elsewhere.
         """
         length = tile.shape[1]
         step = length if tile.numel() * length <= TILE else min(length, PIECE)
-        reach = length if self.window is None else self.window
+        past = length if self.window is None else self.window
+        future = 0 if self.batch.causal else past
         for start in range(0, length, step):
             end = min(start + step, length)
-            first, last = max(0, start - reach), end if self.batch.causal else min(length, end + reach)
-            yield slice(start, end), slice(first, last), self._absent(tile, (start, end), (first, last))
+            first, last = max(0, start - past), min(length, end + future)
+            visible = self._present(tile[:, first:last])[:, None, None]
+            if future < length:  # past is no shorter: not every pair is within reach
+                distance = torch.arange(first, last, device=tile.device)
+                distance = distance - torch.arange(start, end, device=tile.device)[:, None]
+                visible = visible & (distance >= -past) & (distance <= future)
+            absent = torch.zeros(visible.shape, device=tile.device)
+            absent.masked_fill_(~visible, torch.finfo(torch.float32).min / 2)
+            yield slice(start, end), slice(first, last), absent
 
-    def _absent(self, tile: Tensor, receivers: tuple[int, int], sources: tuple[int, int]) -> Tensor | None:
-        columns = tile[:, slice(*sources)]
-        visible = columns[:, None, None] < self.rows
-        if self.present is not None:
-            visible = visible & self.present[columns.clamp_max(self.rows - 1)][:, None, None]
-        distance = torch.arange(*sources, device=tile.device) - torch.arange(*receivers, device=tile.device)[:, None]
-        if self.batch.causal:
-            visible = visible & (distance <= 0)
-        if self.window is not None:
-            visible = visible & (distance.abs() <= self.window)
-        absent = torch.zeros(visible.shape, device=tile.device)
-        return absent.masked_fill_(~visible, torch.finfo(torch.float32).min / 2)
+    def _present(self, rows: Tensor) -> Tensor:
+        """Bool in the shape of the row indices: whether there is an utterance to receive from."""
+        there = rows < self.rows
+        return there if self.present is None else there & self.present[rows.clamp_max(self.rows - 1)]
 
     @property
     def rows(self) -> int:
@@ -180,10 +180,9 @@ class _Attend(Function):
         return of_query, of_key, of_value, None, None, None
 
 
-def _maps(query: Tensor, key: Tensor, absent: Tensor | None) -> Tensor:
+def _maps(query: Tensor, key: Tensor, absent: Tensor) -> Tensor:
     """(B', M, Q, K) softmax of the scores, at least in single precision."""
-    scores = at_least_single(query @ key.transpose(-1, -2))
-    return (scores if absent is None else scores.add_(absent)).softmax(-1)
+    return at_least_single(query @ key.transpose(-1, -2)).add_(absent).softmax(-1)
 
 
 def _heads(maps: Tensor, difference: bool) -> Tensor:
