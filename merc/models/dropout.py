@@ -19,6 +19,11 @@ LEVELS = 256
 class Dropout(nn.Dropout):
     """``nn.Dropout`` with cheap masks on the CPU."""
 
+    @property
+    def rate(self) -> float:
+        """The probability that counts now: p in training, else 0."""
+        return self.p if self.training else 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         """Drop entries with probability p in training, and scale the others by 1/(1 − p)."""
         return dropout(x, self.p) if self.training else x

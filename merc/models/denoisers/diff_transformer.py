@@ -9,6 +9,7 @@ from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
 from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.transformer import PositionedLayers, TransformerLayer
+from merc.models.dropout import Dropout
 
 
 class DiffAttention(nn.Module):
@@ -36,7 +37,7 @@ class DiffAttention(nn.Module):
                 f"make it a multiple of {2 * heads}."
             )
         self.heads = heads
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.window = window
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * (depth - 1))
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
@@ -54,9 +55,9 @@ class DiffAttention(nn.Module):
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
         query_NMQ, key_NMQ, value_NHV = self._heads(x_ND)
-        rate = self.dropout if self.training else 0.0
         # Both maps of every head in one call: maps of all heads, then the other maps of all heads.
-        attended_NMV = attend(query_NMQ, key_NMQ, value_NHV.repeat(1, 2, 1), batch, rate, window=self.window)
+        value_NMV = value_NHV.repeat(1, 2, 1)
+        attended_NMV = attend(query_NMQ, key_NMQ, value_NMV, batch, self.dropout.rate, window=self.window)
         first_NHV, second_NHV = attended_NMV.chunk(2, dim=1)
         heads_NHV = (1 - self.lambda_init) * self.norm(first_NHV - self.coefficient() * second_NHV)
         out_ND: Tensor = self.output(heads_NHV.flatten(1))

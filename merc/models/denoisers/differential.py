@@ -132,13 +132,12 @@ class ShiftedDifference(nn.Module):
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.output = nn.Linear(hidden_dim, hidden_dim)
         self.weight = nn.Parameter(torch.tensor(0.5))
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.window = window
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        rate = self.dropout if self.training else 0.0
-        mixed_NHV = attend(*self._heads(x_ND, batch), batch, rate, difference=True, window=self.window)
+        mixed_NHV = attend(*self._heads(x_ND, batch), batch, self.dropout.rate, difference=True, window=self.window)
         out_ND: Tensor = self.output(self.weight * mixed_NHV.flatten(1))
         return out_ND
 

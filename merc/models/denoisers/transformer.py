@@ -24,15 +24,14 @@ class DialogueAttention(nn.Module):
     def __init__(self, hidden_dim: int, heads: int, dropout: float, window: int | None = None) -> None:
         super().__init__()
         self.head_width = head_width(hidden_dim, heads)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.window = window
         self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.output = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        rate = self.dropout if self.training else 0.0
-        attended_NHV = attend(*self._heads(x_ND), batch, rate, window=self.window)
+        attended_NHV = attend(*self._heads(x_ND), batch, self.dropout.rate, window=self.window)
         out_ND: Tensor = self.output(attended_NHV.flatten(1))
         return out_ND
 

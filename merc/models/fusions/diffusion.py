@@ -27,15 +27,14 @@ class Affinity(nn.Module):
         super().__init__()
         self.heads = heads
         self.width = head_width(hidden_dim, heads)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.query_key = nn.Linear(hidden_dim, 2 * hidden_dim)
 
     def forward(self, x_ND: Tensor, values_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """A(x) · values: two (N, D) → (N, D)."""
         query, key = self.query_key(x_ND).unflatten(-1, (2, self.heads, self.width)).unbind(1)
         value = values_ND.unflatten(-1, (self.heads, self.width))
-        rate = self.dropout if self.training else 0.0
-        return attend(query * self.width**-0.5, key, value, batch, rate).flatten(1)
+        return attend(query * self.width**-0.5, key, value, batch, self.dropout.rate).flatten(1)
 
 
 class GuidedDiffusion(nn.Module):

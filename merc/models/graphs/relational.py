@@ -109,8 +109,7 @@ class GraphAttention(nn.Module):
     def attention(self, ends_NM2: Tensor, graph: RelationGraph) -> Tensor:
         """(G, S, H, K) weights of the sources."""
         relation_MR = self.scores.relations(graph.kinds)
-        rate = self.dropout.p if self.training else 0.0
-        return attention_band(ends_NM2, relation_MR, self.coefficients(), graph, rate)
+        return attention_band(ends_NM2, relation_MR, self.coefficients(), graph, self.dropout.rate)
 
     def attention_maps(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, I) → (N, H, N): how much each row receives from each; for inspection."""
