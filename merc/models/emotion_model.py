@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
+from merc.models.linear import Linear
 from merc.models.prediction import Prediction
 from merc.models.stages import PerModality, Rows
 
@@ -111,7 +112,7 @@ class EmotionModel(nn.Module):
 
 def linear_projection(dims: dict[str, int], hidden_dim: int) -> PerModality:
     """Linear maps from each modality's D_m features to D (AMB-DSGDN Eq. 1)."""
-    return PerModality({modality: nn.Linear(dim, hidden_dim) for modality, dim in dims.items()})
+    return PerModality({modality: Linear(dim, hidden_dim) for modality, dim in dims.items()})
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merc.data.conversation import ConversationBatch
-from merc.models.graphs.banded import attention_band, mix, per_head_linear
+from merc.models.graphs.banded import attention_band, ends, mix
 from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph, relation_graphs
 
 HEADS = 2
@@ -157,7 +157,6 @@ def test_mixing_equals_a_dense_product(lengths: list[int], past: int, future: in
     ("function", "shapes"),
     [
         (lambda a, v: mix(a, v, Neighbourhood(rows=11, past=2, future=1, size=4)), [(3, 4, 2, 7), (11, 3)]),
-        (per_head_linear, [(5, 3, 4), (3, 4, 2)]),
     ],
 )
 def test_gradients_are_derivatives(function: Callable[..., Tensor], shapes: list[tuple[int, ...]]) -> None:
@@ -165,11 +164,21 @@ def test_gradients_are_derivatives(function: Callable[..., Tensor], shapes: list
     assert torch.autograd.gradcheck(function, [doubles(*shape) for shape in shapes])
 
 
-def test_a_linear_map_per_head_equals_an_einsum() -> None:
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("maps", [2, 4])
+def test_ends_equal_an_einsum_and_add_to_the_gradient_of_the_rows(maps: int, transposed: bool) -> None:
     torch.manual_seed(0)
-    x_NHI, weight_HIO = doubles(6, 3, 4), doubles(3, 4, 5)
-    plain = torch.einsum("nhi,hio->nho", x_NHI, weight_HIO)
-    torch.testing.assert_close(per_head_linear(x_NHI, weight_HIO), plain)
+    weight, vectors_M2C, weights = doubles(2, 5, 8), doubles(maps, 2, 16 // maps), torch.randn(5, maps, 2).double()
+    rows = doubles(5, 2, 8)
+    z_LHD = weight.transpose(0, 1) if transposed else rows * 1
+    ours, same = ends(z_LHD, vectors_M2C)
+    plain = torch.einsum("lmc,mec->lme", z_LHD.flatten(1).unflatten(1, (maps, -1)), vectors_M2C)
+    torch.testing.assert_close(ours, plain)
+    inputs = (weight if transposed else rows, vectors_M2C)
+    gradients = torch.autograd.grad((ours * weights).sum() + (same**3).sum(), inputs, retain_graph=True)
+    expected = torch.autograd.grad((plain * weights).sum() + (z_LHD**3).sum(), inputs)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
 
 
 def test_bfloat16_is_close() -> None:
@@ -181,7 +190,7 @@ def test_bfloat16_is_close() -> None:
     def layer(ends: Tensor, values: Tensor) -> Tensor:
         attention = attention_band(ends, None, None, graph, 0.0)
         assert attention.dtype == torch.float32
-        return per_head_linear(mix(attention, values, graph.neighbourhood), weight)
+        return torch.einsum("nhi,hio->nho", mix(attention, values, graph.neighbourhood), weight)
 
     single = layer(ends, values)
     with torch.autocast("cpu", torch.bfloat16):

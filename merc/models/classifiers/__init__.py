@@ -8,6 +8,7 @@ from torch import nn
 
 from merc.errors import MercError
 from merc.models.dropout import Dropout
+from merc.models.linear import Linear
 from merc.models.prediction import Prediction
 from merc.models.stages import PerModality, Rows
 
@@ -24,7 +25,7 @@ def head(width: int, num_classes: int, dropout: float, activation: Activation) -
     """
     if activation not in ACTIVATIONS:
         raise MercError(f"classifier.activation={activation} must be {' or '.join(ACTIVATIONS)}.")
-    return nn.Sequential(ACTIVATIONS[activation](), Dropout(dropout), nn.Linear(width, num_classes))
+    return nn.Sequential(ACTIVATIONS[activation](), Dropout(dropout), Linear(width, num_classes))
 
 
 class WeightedLogits(nn.Module):

@@ -10,6 +10,7 @@ from merc.errors import MercError
 from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.transformer import PositionedLayers, TransformerLayer
 from merc.models.dropout import Dropout
+from merc.models.linear import Linear
 
 
 class DiffAttention(nn.Module):
@@ -40,12 +41,12 @@ class DiffAttention(nn.Module):
         self.dropout = Dropout(dropout)
         self.window = window
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * (depth - 1))
-        self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.query_key_value = Linear(hidden_dim, 3 * hidden_dim)
         width = hidden_dim // (2 * heads)
         self.lambda_query = nn.Parameter(0.1 * torch.randn(2, width))
         self.lambda_key = nn.Parameter(0.1 * torch.randn(2, width))
         self.norm = nn.RMSNorm(2 * width, eps=1e-5)
-        self.output = nn.Linear(hidden_dim, hidden_dim)
+        self.output = Linear(hidden_dim, hidden_dim)
 
     def coefficient(self) -> Tensor:
         """Scalar λ, the share of the second map that is taken away."""

@@ -11,6 +11,7 @@ from merc.errors import MercError
 from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.dropout import Dropout
+from merc.models.linear import Linear
 from merc.models.stages import head_width
 
 
@@ -75,7 +76,7 @@ class LocalDelta(nn.Module):
         super().__init__()
         self.convolution = nn.Conv1d(dim, dim, kernel_size=3, padding=1, groups=dim)
         self.norm = nn.LayerNorm(dim)
-        self.gate = nn.Linear(dim, dim)
+        self.gate = Linear(dim, dim)
         self.alpha = nn.Parameter(torch.ones(1))
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
@@ -99,7 +100,7 @@ class ContextGate(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(2 * dim)
-        self.score = nn.Sequential(nn.Linear(2 * dim, dim), nn.Tanh(), nn.Linear(dim, 1))
+        self.score = nn.Sequential(Linear(2 * dim, dim), nn.Tanh(), nn.Linear(dim, 1))
 
     def forward(self, positioned_ND: Tensor, delta_ND: Tensor) -> Tensor:
         """Two (N, D) → (N, D)."""
@@ -129,8 +130,8 @@ class ShiftedDifference(nn.Module):
         self.heads = heads
         self.width = head_width(hidden_dim, heads)
         self.scale = (self.width if head_scale else hidden_dim) ** -0.5
-        self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
-        self.output = nn.Linear(hidden_dim, hidden_dim)
+        self.query_key_value = Linear(hidden_dim, 3 * hidden_dim)
+        self.output = Linear(hidden_dim, hidden_dim)
         self.weight = nn.Parameter(torch.tensor(0.5))
         self.dropout = Dropout(dropout)
         self.window = window
@@ -193,8 +194,8 @@ class DifferentialDenoiser(nn.Module):
         self.attention = ShiftedDifference(hidden_dim, heads, dropout, head_scale, window)
         self.attention_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.feed_forward_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
-        self.expand = nn.Linear(hidden_dim, hidden_dim)
-        self.contract = nn.Linear(hidden_dim, hidden_dim)
+        self.expand = Linear(hidden_dim, hidden_dim)
+        self.contract = Linear(hidden_dim, hidden_dim)
         self.output_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.dropout = Dropout(dropout)
 

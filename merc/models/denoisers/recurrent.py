@@ -6,6 +6,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from merc.data.conversation import ConversationBatch
 from merc.models.dropout import Dropout
+from merc.models.linear import Linear
 
 
 class RecurrentDenoiser(nn.Module):
@@ -32,7 +33,7 @@ class RecurrentDenoiser(nn.Module):
             dropout=dropout if layers > 1 else 0.0,  # torch warns of dropout between the layers of a single one
             bidirectional=bidirectional,
         )
-        self.output = nn.Linear(hidden_dim * (2 if bidirectional else 1), hidden_dim)
+        self.output = Linear(hidden_dim * (2 if bidirectional else 1), hidden_dim)
 
     def forward(self, x_ND: Tensor, speaker_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) rows and (N, D) speaker vectors → (N, D)."""

@@ -8,6 +8,7 @@ from merc.data.conversation import ConversationBatch
 from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.dropout import Dropout
+from merc.models.linear import Linear
 from merc.models.stages import head_width
 
 
@@ -26,8 +27,8 @@ class DialogueAttention(nn.Module):
         self.head_width = head_width(hidden_dim, heads)
         self.dropout = Dropout(dropout)
         self.window = window
-        self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim)
-        self.output = nn.Linear(hidden_dim, hidden_dim)
+        self.query_key_value = Linear(hidden_dim, 3 * hidden_dim)
+        self.output = Linear(hidden_dim, hidden_dim)
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
@@ -64,10 +65,10 @@ class TransformerLayer(nn.Module):
         self.attention = attention
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(hidden_dim, eps=1e-6),
-            nn.Linear(hidden_dim, hidden_dim),
+            Linear(hidden_dim, hidden_dim),
             nn.GELU(approximate="tanh"),
             Dropout(dropout),
-            nn.Linear(hidden_dim, hidden_dim),
+            Linear(hidden_dim, hidden_dim),
             Dropout(dropout),
         )
         self.dropout = Dropout(dropout)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.models.attention import attend
 from merc.models.dropout import Dropout
+from merc.models.linear import Linear, linear
 from merc.models.stages import Rows, head_width
 
 
@@ -26,15 +26,15 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.width = head_width(hidden_dim, heads)
-        self.query_key_value = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
-        self.output = nn.Linear(hidden_dim, hidden_dim)
+        self.query_key_value = Linear(hidden_dim, 3 * hidden_dim, bias=False)
+        self.output = Linear(hidden_dim, hidden_dim)
         self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor, other_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """Queries from (N, D) rows, keys and values from (N, D) rows of the other modality → (N, D)."""
         query_weight, key_value_weight = self.query_key_value.weight.split([x_ND.shape[1], 2 * x_ND.shape[1]])
-        query = F.linear(x_ND, query_weight).unflatten(-1, (self.heads, self.width))
-        key, value = F.linear(other_ND, key_value_weight).unflatten(-1, (2, self.heads, self.width)).unbind(1)
+        query = linear(x_ND, query_weight).unflatten(-1, (self.heads, self.width))
+        key, value = linear(other_ND, key_value_weight).unflatten(-1, (2, self.heads, self.width)).unbind(1)
         attended_NHV = attend(query * self.width**-0.5, key, value, batch, self.dropout.rate, to_padding=True)
         out_ND: Tensor = self.dropout(self.output(attended_NHV.flatten(1)))
         return out_ND
@@ -52,14 +52,14 @@ class ModalityFusion(nn.Module):
     def __init__(self, hidden_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.attention = CrossAttention(hidden_dim, heads, dropout)
-        self.gate = nn.Linear(2 * hidden_dim, hidden_dim)
+        self.gate = Linear(2 * hidden_dim, hidden_dim)
         widths = [hidden_dim, 4 * hidden_dim, 4 * hidden_dim, 4 * hidden_dim]
         hidden = [
             layer
             for inputs, outputs in pairwise(widths)
-            for layer in (nn.Linear(inputs, outputs), nn.GELU(), Dropout(dropout))
+            for layer in (Linear(inputs, outputs), nn.GELU(), Dropout(dropout))
         ]
-        self.feed_forward = nn.Sequential(*hidden, nn.Linear(widths[-1], hidden_dim), Dropout(dropout))
+        self.feed_forward = nn.Sequential(*hidden, Linear(widths[-1], hidden_dim), Dropout(dropout))
 
     def forward(self, x_ND: Tensor, normed_ND: Tensor, others: Sequence[Tensor], batch: ConversationBatch) -> Tensor:
         """(N, D) rows, the same normed, and the normed rows of the other modalities → (N, D)."""

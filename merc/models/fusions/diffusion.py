@@ -9,6 +9,7 @@ from merc.data.conversation import ConversationBatch
 from merc.errors import MercError, nearest
 from merc.models.attention import attend
 from merc.models.dropout import Dropout
+from merc.models.linear import Linear
 from merc.models.stages import Rows, head_width
 
 
@@ -28,7 +29,7 @@ class Affinity(nn.Module):
         self.heads = heads
         self.width = head_width(hidden_dim, heads)
         self.dropout = Dropout(dropout)
-        self.query_key = nn.Linear(hidden_dim, 2 * hidden_dim)
+        self.query_key = Linear(hidden_dim, 2 * hidden_dim)
 
     def forward(self, x_ND: Tensor, values_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """A(x) · values: two (N, D) → (N, D)."""
@@ -68,8 +69,8 @@ class GuidedDiffusion(nn.Module):
         others = [m for m in modalities if m != guide]
         # Without others there is nothing to diffuse, and the guide's affinity would never be used.
         self.affinities = nn.ModuleDict({m: Affinity(hidden_dim, heads, dropout) for m in modalities if others})
-        self.values = nn.ModuleDict({m: nn.Linear(hidden_dim, hidden_dim) for m in others})
-        self.gates = nn.ModuleDict({m: nn.Linear(2 * hidden_dim, hidden_dim) for m in others})
+        self.values = nn.ModuleDict({m: Linear(hidden_dim, hidden_dim) for m in others})
+        self.gates = nn.ModuleDict({m: Linear(2 * hidden_dim, hidden_dim) for m in others})
         self.dropout = Dropout(dropout)
 
     def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
+from merc.models.linear import Linear
 from merc.models.stages import FUSED, Rows
 
 
@@ -45,7 +46,7 @@ class ConcatFusion(JointFusion):
 
     def __init__(self, modalities: Sequence[str], hidden_dim: int) -> None:
         super().__init__(modalities)
-        self.linear = nn.Linear(len(self.modalities) * hidden_dim, hidden_dim)
+        self.linear = Linear(len(self.modalities) * hidden_dim, hidden_dim)
 
     def fuse(self, rows: Sequence[Tensor]) -> Tensor:
         """One (N, D) tensor per modality, in order → (N, D)."""
@@ -73,8 +74,8 @@ class GatedFusion(JointFusion):
             raise MercError(f"fusion.module.gate={gate} must be sigmoid or softmax.")
         number = len(self.modalities)
         self.gate = gate
-        self.encoders = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim, bias=False) for _ in range(number))
-        self.gates = nn.Linear(number * hidden_dim, number * hidden_dim, bias=False)
+        self.encoders = nn.ModuleList(Linear(hidden_dim, hidden_dim, bias=False) for _ in range(number))
+        self.gates = Linear(number * hidden_dim, number * hidden_dim, bias=False)
 
     def fuse(self, rows: Sequence[Tensor]) -> Tensor:
         """One (N, D) tensor per modality, in order → (N, D)."""
@@ -105,7 +106,7 @@ class LowRankFusion(JointFusion):
             raise MercError(f"fusion.module.rank={rank} must be 1 or more.")
         self.rank = rank
         # The bias of each factor is its weight of the appended 1.
-        self.factors = nn.ModuleList(nn.Linear(hidden_dim, rank * hidden_dim) for _ in self.modalities)
+        self.factors = nn.ModuleList(Linear(hidden_dim, rank * hidden_dim) for _ in self.modalities)
         self.bias = nn.Parameter(torch.zeros(hidden_dim))
 
     def fuse(self, rows: Sequence[Tensor]) -> Tensor:

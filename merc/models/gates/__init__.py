@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from merc.models.linear import Linear
+
 
 class SigmoidGate(nn.Module):
     """x ← σ(Wx + b) ⊙ x, as in the released AMB-DSGDN and ReDiFu.
@@ -12,7 +14,7 @@ class SigmoidGate(nn.Module):
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_dim, hidden_dim)
+        self.linear = Linear(hidden_dim, hidden_dim)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(N, D) → (N, D)."""

@@ -20,6 +20,49 @@ from merc.models.precision import at_least_single
 SLOPE = 0.2
 
 
+def ends(z_LHD: Tensor, vectors_M2C: Tensor) -> tuple[Tensor, Tensor]:
+    """What rows contribute to scores as receiving and as source end: two inner products per map.
+
+    Args:
+        z_LHD: rows of H heads, whose H·D channels the M maps share out, C = H·D/M for each.
+        vectors_M2C: what to multiply them with.
+
+    Returns:
+        (L, M, 2), and z_LHD itself. Whatever else is computed from the rows should take these: the gradient from there
+        is then added to, not copied and summed. It must be nobody else's.
+    """
+    ends_LM2, z_LHD = _Ends.apply(z_LHD, vectors_M2C.to(z_LHD.dtype))  # type: ignore[no-untyped-call]
+    return ends_LM2, z_LHD
+
+
+class _Ends(Function):
+    @staticmethod
+    def forward(ctx: Any, z_LHD: Tensor, vectors_M2C: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(z_LHD, vectors_M2C)
+        # The few vectors on the left: products with a matrix of two columns are slow.
+        parts = zip(vectors_M2C, _parts(z_LHD, vectors_M2C), strict=True)
+        return torch.stack([vectors_2C @ z_LC.T for vectors_2C, z_LC in parts]).permute(2, 0, 1), z_LHD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_ends_LM2: Tensor, of_z_LHD: Tensor) -> tuple[Tensor, Tensor]:
+        z_LHD, vectors_M2C = ctx.saved_tensors
+        of_ends_M2L = of_ends_LM2.permute(1, 2, 0).to(z_LHD.dtype).contiguous()
+        parts = zip(of_ends_M2L, _parts(z_LHD, vectors_M2C), strict=True)
+        of_vectors_M2C = torch.stack([of_ends_2L @ z_LC for of_ends_2L, z_LC in parts])
+        split = (len(vectors_M2C) // z_LHD.shape[1], vectors_M2C.shape[2])
+        of_parts_LHPC = of_z_LHD.unflatten(2, split)
+        for of_end_ML, vectors_MC in zip(of_ends_M2L.unbind(1), vectors_M2C.unbind(1), strict=True):
+            of_end_LHP1 = of_end_ML.T.unflatten(1, (-1, split[0]))[..., None]
+            of_parts_LHPC.addcmul_(of_end_LHP1, vectors_MC.unflatten(0, (-1, split[0])))
+        return of_z_LHD, of_vectors_M2C
+
+
+def _parts(z_LHD: Tensor, vectors_M2C: Tensor) -> tuple[Tensor, ...]:
+    """Views (L, C) of each map's channels."""
+    return tuple(part_LC for head_LD in z_LHD.unbind(1) for part_LC in head_LD.split(vectors_M2C.shape[2], dim=1))
+
+
 def attention_band(
     ends_NM2: Tensor, relation_MR: Tensor | None, coefficients_H: Tensor | None, graph: RelationGraph, dropout: float
 ) -> Tensor:
@@ -133,30 +176,3 @@ class _Mix(Function):
             of_weights = torch.bmm(incoming, windows_GKD[blocks].transpose(1, 2))
             of_attention[blocks, :size] = of_weights.unflatten(1, (size, heads))
         return of_attention, hood.fold(of_windows_GKD), None
-
-
-def per_head_linear(x_NHI: Tensor, weight_HIO: Tensor) -> Tensor:
-    """Rows of each head times that head's weight: (N, H, I), (H, I, O) → (N, H, O)."""
-    return cast(Tensor, _PerHeadLinear.apply(x_NHI, weight_HIO.to(x_NHI.dtype)))  # type: ignore[no-untyped-call]
-
-
-class _PerHeadLinear(Function):
-    """A product per head, written where it belongs: a batched product would have to transpose rows and heads."""
-
-    @staticmethod
-    def forward(ctx: Any, x_NHI: Tensor, weight_HIO: Tensor) -> Tensor:
-        ctx.save_for_backward(x_NHI, weight_HIO)
-        out_NHO = x_NHI.new_empty(*x_NHI.shape[:2], weight_HIO.shape[2])
-        for head, weight_IO in enumerate(weight_HIO):
-            torch.mm(x_NHI[:, head], weight_IO, out=out_NHO[:, head])
-        return out_NHO
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_NHO: Tensor) -> tuple[Tensor, Tensor]:
-        x_NHI, weight_HIO = ctx.saved_tensors
-        of_x_NHI, of_weight_HIO = torch.empty_like(x_NHI), torch.empty_like(weight_HIO)
-        for head, weight_IO in enumerate(weight_HIO):
-            torch.mm(gradient_NHO[:, head], weight_IO.T, out=of_x_NHI[:, head])
-            torch.mm(x_NHI[:, head].T, gradient_NHO[:, head], out=of_weight_HIO[head])
-        return of_x_NHI, of_weight_HIO

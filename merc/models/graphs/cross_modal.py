@@ -10,6 +10,7 @@ from merc.data.conversation import ConversationBatch
 from merc.models.dropout import Dropout
 from merc.models.graphs.neighbourhood import Neighbourhood, window_mask
 from merc.models.graphs.relational import xavier
+from merc.models.linear import Linear
 from merc.models.stages import Rows
 
 DIRECTIONS = 3  # past, same utterance, future
@@ -35,11 +36,11 @@ class CrossModalGraph(nn.Module):
         self.past = past
         self.future = future
         count = len(self.modalities)
-        self.projections = nn.ModuleDict({m: nn.Linear(hidden_dim, hidden_dim, bias=False) for m in self.modalities})
+        self.projections = nn.ModuleDict({m: Linear(hidden_dim, hidden_dim, bias=False) for m in self.modalities})
         self.receiver = nn.Parameter(xavier(count, hidden_dim, fan=hidden_dim + 1))
         self.source = nn.Parameter(xavier(count, hidden_dim, fan=hidden_dim + 1))
         self.direction = nn.Parameter(torch.zeros(count, count, DIRECTIONS))
-        self.outputs = nn.ModuleDict({m: nn.Linear(hidden_dim, hidden_dim) for m in self.modalities})
+        self.outputs = nn.ModuleDict({m: Linear(hidden_dim, hidden_dim) for m in self.modalities})
         self.norms = nn.ModuleDict({m: nn.LayerNorm(hidden_dim) for m in self.modalities})
         self.dropout = Dropout(dropout)
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from merc.models.dropout import Dropout
 from merc.models.graphs.neighbourhood import RelationGraph
 from merc.models.graphs.relational import receive
+from merc.models.linear import Linear
 
 
 class GCN(nn.Module):
@@ -18,7 +19,7 @@ class GCN(nn.Module):
 
     def __init__(self, hidden_dim: int, dropout: float) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_dim, hidden_dim)
+        self.linear = Linear(hidden_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim)
         self.dropout = Dropout(dropout)
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from merc.models.dropout import Dropout
-from merc.models.graphs.banded import attention_band, mix, per_head_linear
+from merc.models.graphs.banded import attention_band, ends, mix
 from merc.models.graphs.neighbourhood import Relation, RelationGraph
 from merc.models.head_norm import head_norm_gelu
+from merc.models.linear import Linear, product
 from merc.models.precision import lower_precision
 
 RELATION_DIM = 10
@@ -42,12 +43,14 @@ class RelationalScores(nn.Module):
         self.vector = nn.Parameter(torch.cat([xavier(maps, part, fan=part + 1) for part in drawn], dim=1))
         self.relation_table = nn.Parameter(torch.randn(tables, len(Relation), RELATION_DIM)) if tables else None
 
-    def ends(self, z_LMD: Tensor) -> Tensor:
-        """⟨a_left, z⟩ and ⟨a_right, z⟩ of (L, M, D) vectors, one per map: (L, M, 2)."""
-        left_MD, right_MD, *_ = self.vector.split(self.parts, dim=1)
-        # The few vectors on the left: products with a matrix of two columns are slow.
-        ends_M2L = torch.bmm(torch.stack([left_MD, right_MD], dim=1), z_LMD.permute(1, 2, 0))
-        return ends_M2L.permute(2, 0, 1)
+    def ends(self, z_LHD: Tensor) -> tuple[Tensor, Tensor]:
+        """⟨a_left, z⟩ and ⟨a_right, z⟩ of every map's part of (L, H, D) rows; maps share heads, or parts of one.
+
+        Returns:
+            (L, M, 2), and the rows for whatever else is computed from them (see :func:`merc.models.graphs.banded.ends`).
+        """
+        left_MC, right_MC, *_ = self.vector.split(self.parts, dim=1)
+        return ends(z_LHD, torch.stack([left_MC, right_MC], dim=1))
 
     def relations(self, kinds: Sequence[Relation]) -> Tensor | None:
         """(M, len(kinds)): ⟨a_rel, R[kind]⟩ of each map; None where relations do not matter."""
@@ -90,21 +93,16 @@ class GraphAttention(nn.Module):
         x_NI, weight_HID = lower_precision(x_NI, self.weight)
         heads, in_dim, out_dim = weight_HID.shape
         if in_dim > out_dim:  # W first, then the sum: of two orders the one that moves the narrower rows
-            z_NHD = (x_NI @ weight_HID.transpose(0, 1).flatten(1)).unflatten(1, (heads, out_dim))
-            attention = self.attention(self.scores.ends(self._split(z_NHD)), graph)
-            received = [
-                receive(attention_GSK[:, :, None], z_ND, graph)
-                for attention_GSK, z_ND in zip(attention.unbind(2), z_NHD.unbind(1), strict=True)
-            ]
-            return received[0] if heads == 1 else torch.cat(received, dim=1)
+            z_NHD = product(x_NI, weight_HID.transpose(0, 1).flatten(1)).unflatten(1, (heads, out_dim))
+            ends_NM2, z_NHD = self.scores.ends(z_NHD)
+            per_head = zip(self.attention(ends_NM2, graph).split(1, dim=2), z_NHD.unbind(1), strict=True)
+            return _beside([receive(attention, z_ND, graph).squeeze(1) for attention, z_ND in per_head])
         # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
-        per_channel = self.scores.ends(self._split(weight_HID.transpose(0, 1)))
-        ends_NM2 = (x_NI @ per_channel.flatten(1)).unflatten(1, (-1, 2))
-        return per_head_linear(receive(self.attention(ends_NM2, graph), x_NI, graph), weight_HID)
-
-    def _split(self, z_LHD: Tensor) -> Tensor:
-        """(L, H, D) → (L, M, D/maps_per_head): each map's channels."""
-        return z_LHD.unflatten(2, (self.maps_per_head, -1)).flatten(1, 2)
+        per_channel_IM2, weight_IHD = self.scores.ends(weight_HID.transpose(0, 1))
+        ends_NM2 = (x_NI @ per_channel_IM2.flatten(1)).unflatten(1, (-1, 2))
+        sums_NHI = receive(self.attention(ends_NM2, graph), x_NI, graph)
+        per_head = zip(sums_NHI.unbind(1), weight_IHD.unbind(1), strict=True)
+        return _beside([product(sums_NI, weight_ID) for sums_NI, weight_ID in per_head])
 
     def attention(self, ends_NM2: Tensor, graph: RelationGraph) -> Tensor:
         """(G, S, H, K) weights of the sources."""
@@ -114,9 +112,14 @@ class GraphAttention(nn.Module):
     def attention_maps(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, I) → (N, H, N): how much each row receives from each; for inspection."""
         z_NHD = torch.einsum("ni,hid->nhd", x_NI, self.weight)
-        attention = self.attention(self.scores.ends(self._split(z_NHD)), graph)
+        attention = self.attention(self.scores.ends(z_NHD)[0], graph)
         # What each receives where row j's value is unit vector j.
         return receive(attention, torch.eye(len(x_NI), device=x_NI.device), graph)
+
+
+def _beside(heads_ND: Sequence[Tensor]) -> Tensor:
+    """H tensors of (N, D) → (N, H, D); a single one is not copied."""
+    return heads_ND[0][:, None] if len(heads_ND) == 1 else torch.stack(list(heads_ND), dim=1)
 
 
 def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
@@ -173,7 +176,7 @@ class GraphBlock(nn.Module):
         self.heads = heads
         self.output = output
         self.activation = nn.Sequential(*activations)
-        self.linear = nn.Linear(hidden_dim, hidden_dim)
+        self.linear = Linear(hidden_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim, eps=1e-5)
         self.dropout = Dropout(dropout)
 
