@@ -75,6 +75,12 @@ def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     return torch.addcmul(x.new_zeros(()), x, mask.to(x.dtype), value=scale)
 
 
+def _round(shift: int, factor: int) -> tuple[Tensor, ...]:
+    """A step of the hash; as tensors of its numbers' own kind, which need no conversion in every call."""
+    return tuple(torch.tensor(number, dtype=torch.int32) for number in (shift, (1 << 32 - shift) - 1, factor))
+
+
+_ROUNDS = (_round(16, 0x7FEB352D), _round(15, -0x7B935975), _round(16, 1))
 _COUNTERS: dict[torch.device, Tensor] = {}
 
 
@@ -119,7 +125,7 @@ class RandomBytes:
         self._used += length
         words = _counters(length, self.device).add((self.key[0] - 0x61C88647 * start + 2**31) % 2**32 - 2**31)
         shifted = torch.empty_like(words)
-        for shift, factor in ((16, 0x7FEB352D), (15, -0x7B935975), (16, 1)):
-            torch.bitwise_right_shift(words, shift, out=shifted)  # arithmetic: the mask makes it logical
-            words.bitwise_xor_(shifted.bitwise_and_((1 << 32 - shift) - 1)).add_(self.key[1]).mul_(factor)
+        for shift, low_bits, factor in _ROUNDS:
+            torch.bitwise_right_shift(words, shift, out=shifted)  # arithmetic: the low bits make it logical
+            words.bitwise_xor_(shifted.bitwise_and_(low_bits)).add_(self.key[1]).mul_(factor)
         return words.view(torch.uint8)[:count]

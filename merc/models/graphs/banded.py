@@ -173,6 +173,7 @@ class _Mix(Function):
             incoming = gradient_NHD[rows].view(-1, size * heads, dim)
             weights = attention[blocks, :size].flatten(1, 2)
             torch.bmm(weights.transpose(1, 2), incoming, out=of_windows_GKD[blocks])
-            of_weights = torch.bmm(incoming, windows_GKD[blocks].transpose(1, 2))
-            of_attention[blocks, :size] = of_weights.unflatten(1, (size, heads))
+            # The windows, which overlap, on the left: on the right some kernels would copy them.
+            of_weights_GKM = torch.bmm(windows_GKD[blocks], incoming.transpose(1, 2))
+            of_attention[blocks, :size] = of_weights_GKM.transpose(1, 2).unflatten(1, (size, heads))
         return of_attention, hood.fold(of_windows_GKD), None

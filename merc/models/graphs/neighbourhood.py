@@ -51,7 +51,7 @@ class Neighbourhood:
         """The neighbourhood of a batch; windows beyond the longest dialogue cost nothing."""
         furthest = max(batch.lengths) - 1
         past, future = min(past, furthest), min(future, furthest)
-        return cls(sum(batch.lengths), past, future, size=max(8, (past + future) // 4))
+        return cls(sum(batch.lengths), past, future, size=max(8, (past + future) // 2))
 
     @property
     def count(self) -> int:
