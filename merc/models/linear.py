@@ -1,13 +1,19 @@
 """Linear maps at the speed of the processor.
 
-PyTorch leaves products in single precision to the BLAS that it was built with. On processors of another maker than that
-BLAS it may be half as fast as oneDNN, which PyTorch has for convolutions: a convolution whose kernel is one pixel, over
-an image of one row whose pixels are the utterances, is the same product. N rows of I channels become rows of O channels.
+PyTorch leaves products in single precision to the BLAS that it was built with. On processors of another maker than
+that BLAS it may be half as fast as oneDNN, which PyTorch has for convolutions: a convolution whose kernel is one pixel,
+over an image of one row whose pixels are the utterances, is the same product.
+
+N rows of I channels become rows of O channels.
 """
+
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 WORTHWHILE = 2**24  # multiplications below which a convolution costs more to set up than it saves
 
@@ -24,15 +30,15 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     """X Wᵀ + b, as ``F.linear``: (..., I) → (..., O)."""
     if not _convolved(x, weight_OI):
         return F.linear(x, weight_OI, bias_O)
-    image = F.conv2d(_image(x.flatten(0, -2)), weight_OI[..., None, None], bias_O)
-    return _rows(image).unflatten(0, x.shape[:-1])
+    out_NO = cast(Tensor, _Linear.apply(x.flatten(0, -2), weight_OI, bias_O))  # type: ignore[no-untyped-call]
+    return out_NO.unflatten(0, x.shape[:-1])
 
 
 def product(x_NI: Tensor, weight_IO: Tensor) -> Tensor:
     """X W: (N, I) → (N, O)."""
     if not _convolved(x_NI, weight_IO):
         return x_NI @ weight_IO
-    return _rows(F.conv_transpose2d(_image(x_NI), weight_IO[..., None, None]))
+    return cast(Tensor, _Product.apply(x_NI, weight_IO))  # type: ignore[no-untyped-call]
 
 
 def _convolved(x: Tensor, weight: Tensor) -> bool:
@@ -46,6 +52,51 @@ def _convolved(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_NI, weight_OI)
+        return _times_transposed(x_NI, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_OI = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _times(of_out_NO, weight_OI) if of_x else None,
+            _times(of_out_NO.T, x_NI) if of_weight else None,
+            of_out_NO.sum(0) if of_bias else None,
+        )
+
+
+class _Product(Function):
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_IO: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NI, weight_IO)
+        return _times(x_NI, weight_IO)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_IO = ctx.saved_tensors
+        of_x, of_weight = ctx.needs_input_grad
+        return (
+            _times_transposed(of_out_NO, weight_IO) if of_x else None,
+            _times(x_NI.T, of_out_NO) if of_weight else None,
+        )
+
+
+def _times(a_NI: Tensor, b_IO: Tensor) -> Tensor:
+    """A B."""
+    return _rows(F.conv_transpose2d(_image(a_NI), b_IO[..., None, None]))
+
+
+def _times_transposed(a_NI: Tensor, b_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """A Bᵀ + b."""
+    return _rows(F.conv2d(_image(a_NI), b_OI[..., None, None], bias_O))
+
+
 def _image(x_NI: Tensor) -> Tensor:
     """(N, I) rows as a (1, I, 1, N) image whose channels lie together, as convolutions like them."""
     return x_NI.contiguous()[None, None].permute(0, 3, 1, 2)
@@ -53,4 +104,4 @@ def _image(x_NI: Tensor) -> Tensor:
 
 def _rows(image: Tensor) -> Tensor:
     """(1, O, 1, N) → (N, O), the inverse of :func:`_image`."""
-    return image.permute(0, 2, 3, 1)[0, 0]
+    return image.permute(0, 2, 3, 1).flatten(0, 2)

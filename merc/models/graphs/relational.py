@@ -47,7 +47,7 @@ class RelationalScores(nn.Module):
         """⟨a_left, z⟩ and ⟨a_right, z⟩ of every map's part of (L, H, D) rows; maps share heads, or parts of one.
 
         Returns:
-            (L, M, 2), and the rows for whatever else is computed from them (see :func:`merc.models.graphs.banded.ends`).
+            (L, M, 2), and the rows, for whatever else is computed from them.
         """
         left_MC, right_MC, *_ = self.vector.split(self.parts, dim=1)
         return ends(z_LHD, torch.stack([left_MC, right_MC], dim=1))
@@ -101,7 +101,7 @@ class GraphAttention(nn.Module):
         per_channel_IM2, weight_IHD = self.scores.ends(weight_HID.transpose(0, 1))
         ends_NM2 = (x_NI @ per_channel_IM2.flatten(1)).unflatten(1, (-1, 2))
         sums_NHI = receive(self.attention(ends_NM2, graph), x_NI, graph)
-        per_head = zip(sums_NHI.unbind(1), weight_IHD.unbind(1), strict=True)
+        per_head = zip(sums_NHI.unbind(1), weight_IHD.transpose(0, 1).unbind(0), strict=True)
         return _beside([product(sums_NI, weight_ID) for sums_NI, weight_ID in per_head])
 
     def attention(self, ends_NM2: Tensor, graph: RelationGraph) -> Tensor:

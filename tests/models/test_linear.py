@@ -1,0 +1,94 @@
+"""Products through convolutions against PyTorch's own."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from merc.models import linear as module
+from merc.models.linear import Linear, linear, product
+
+SIZES = st.integers(1, 9)
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, requires_grad=True)
+
+
+def assert_same(ours: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    """Values and gradients are equal."""
+    out, expected = ours(*inputs), plain(*inputs)
+    torch.testing.assert_close(out, expected)
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad((out * weights).sum(), inputs)
+    for gradient, other in zip(gradients, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of any size are large enough."""
+    monkeypatch.setattr(module, "WORTHWHILE", 0)
+
+
+@pytest.mark.usefixtures("always")
+class TestConvolved:
+    @settings(max_examples=40, deadline=None)
+    @given(shape=st.lists(SIZES, min_size=1, max_size=3), outputs=SIZES, bias=st.booleans())
+    def test_linear(self, shape: list[int], outputs: int, bias: bool) -> None:
+        torch.manual_seed(0)
+        inputs = (numbers(*shape, 5), numbers(outputs, 5), *([numbers(outputs)] if bias else []))
+        assert_same(linear, F.linear, inputs)
+
+    @settings(max_examples=40, deadline=None)
+    @given(rows=SIZES, channels=SIZES, outputs=SIZES)
+    def test_product(self, rows: int, channels: int, outputs: int) -> None:
+        torch.manual_seed(0)
+        assert_same(product, torch.matmul, (numbers(rows, channels), numbers(channels, outputs)))
+
+    def test_a_row_of_every_other_head(self) -> None:
+        torch.manual_seed(0)
+        x_NHI, weight_IHO = numbers(7, 3, 5), numbers(5, 3, 4)
+        assert_same(
+            lambda x, w: torch.stack([product(x[:, h], w[:, h]) for h in range(3)]),
+            lambda x, w: torch.einsum("nhi,iho->hno", x, w),
+            (x_NHI, weight_IHO),
+        )
+
+    def test_a_frozen_weight_and_data_have_no_gradient(self) -> None:
+        layer = Linear(5, 4)
+        layer.weight.requires_grad_(False)
+        layer(torch.randn(3, 5)).sum().backward()
+        assert layer.weight.grad is None
+        assert layer.bias.grad is not None
+
+
+@pytest.mark.parametrize("rows", [3, 700])
+def test_small_and_large_products(rows: int) -> None:
+    torch.manual_seed(0)
+    assert rows * 160 * 160 > module.WORTHWHILE or rows == 3
+    assert_same(linear, F.linear, (numbers(rows, 160), numbers(160, 160), numbers(160)))
+
+
+def test_gradients_of_large_products_lie_in_one_piece() -> None:
+    inputs = (numbers(700, 160), numbers(160, 160), numbers(160))
+    for gradient in torch.autograd.grad(linear(*inputs).square().sum(), inputs):
+        assert gradient.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_left_to_pytorch(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(800, 256, dtype=dtype), torch.randn(256, 256, dtype=dtype)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+    assert torch.equal(product(x, weight), x @ weight)
+
+
+def test_under_autocast_precision_is_lowered() -> None:
+    x, layer = torch.randn(800, 256), Linear(256, 256)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
