@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from merc.data.conversation import ConversationBatch
 from merc.models.emotion_model import EmotionModel
+from merc.models.linear import linear, product
 
 PRODUCTS = {nn.functional.linear, torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
 
@@ -140,12 +141,13 @@ def flops(maps: Iterable[LinearMap], training: bool) -> int:
 
 
 class Floor:
-    """The products of some batches, as plain ``torch.mm`` into tensors that are there already.
+    """The products of some batches: ``torch.mm`` into tensors that are there already, or as the product does them.
 
     Args:
         batches: the linear maps of each batch.
         training: the gradients' products, too.
         dtype: float32, or bfloat16.
+        convolved: by :func:`merc.models.linear.linear` and the like.
         device: where to compute.
     """
 
@@ -154,18 +156,27 @@ class Floor:
         batches: Iterable[Iterable[LinearMap]],
         training: bool,
         dtype: torch.dtype,
+        convolved: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.options: dict[str, Any] = {"dtype": dtype, "device": device}
         self.buffers: dict[tuple[str, int, int], Tensor] = {}
+        self.convolved = convolved
         maps = [linear_map for batch in batches for linear_map in batch]
         most = max(linear_map.rows for linear_map in maps)
-        self.products = [product for m in maps for product in self._products(m, most, training)]
+        self.products = [run for m in maps for run in self._products(m, most, training)]
 
     def _products(self, m: LinearMap, most: int, training: bool) -> Iterator[Callable[[], Any]]:
         x_NI, dx_NI = (self._buffer(role, most, m.inputs)[: m.rows] for role in ("x", "dx"))
         y_NO, dy_NO = (self._buffer(role, most, m.outputs)[: m.rows] for role in ("y", "dy"))
         weight_OI, dweight_OI = (self._buffer(f"{role} of {m.weight}", m.outputs, m.inputs) for role in ("w", "dw"))
+        if self.convolved:
+            yield lambda: linear(x_NI, weight_OI)
+            if training:
+                yield lambda: product(dy_NO.T, x_NI)
+                if not m.of_data:
+                    yield lambda: product(dy_NO, weight_OI)
+            return
         yield lambda: torch.mm(x_NI, weight_OI.T, out=y_NO)
         if training:
             yield lambda: torch.mm(dy_NO.T, x_NI, out=dweight_OI)
@@ -182,5 +193,5 @@ class Floor:
     @torch.inference_mode()
     def run(self) -> None:
         """All products once."""
-        for product in self.products:
-            product()
+        for run in self.products:
+            run()

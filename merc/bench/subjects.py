@@ -117,14 +117,23 @@ class Setting:
         return loader
 
 
-def floor(overrides: Sequence[str], turns: Turns) -> None:
-    """The necessary matrix products alone, in the precision of the run."""
+def floor(overrides: Sequence[str], turns: Turns, convolved: bool = False) -> None:
+    """The necessary matrix products alone, in the precision of the run.
+
+    Args:
+        overrides: of the product's run.
+        turns: whose turn it is.
+        convolved: as the product does them, not by ``torch.mm``.
+    """
     setting = Setting.of(overrides)
     with torch.device("meta"):
         model = build_model(setting.config, setting.data.info)
     maps = {split: [linear_maps(model, b.to("meta")) for b in setting.batches(split)] for split in ("train", "test")}
     dtype = DTYPES[setting.config["trainer"]["precision"]]
-    epoch = {"train": Floor(maps["train"], True, dtype), "evaluate": Floor(maps["test"], False, dtype)}
+    epoch = {
+        "train": Floor(maps["train"], True, dtype, convolved),
+        "evaluate": Floor(maps["test"], False, dtype, convolved),
+    }
     while True:
         turns.wait()
         watch = Stopwatch()

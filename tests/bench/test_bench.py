@@ -107,6 +107,7 @@ def test_ratios_compare_round_by_round() -> None:
             group(
                 floor_fp32=floor,
                 floor_bf16=floor,
+                floor_oneDNN=[{"train": 0.5}, {"train": 1.0}],
                 product_fp32=product,
                 product_bf16=product,
                 loop_fp32=[{"train": 1.5}, {"train": 2.0}],
@@ -123,6 +124,7 @@ def test_ratios_compare_round_by_round() -> None:
         "training bf16 / floor": 1.35,
         "evaluation fp32 / floor": 1.5,
         "evaluation bf16 / floor": 1.5,
+        "training fp32 / floor by oneDNN": 2.7,
         "framework beyond a bare loop": 10.0,
         "adaptive balancing beyond none": 20.0,
         "peak memory beyond the data": 1.4,
@@ -174,7 +176,7 @@ def test_the_command_measures_everything(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads((tmp_path / "performance.json").read_text())
-    assert len(results["ratios"]) == 9
+    assert len(results["ratios"]) == 10
     assert all(ratio["value"] > 0 for ratio in results["ratios"] if ratio["unit"] == "×")
     samples = results["measurements"][0]["samples"]
     assert set(samples["product fp32"]["rounds"][0]) == {"train", "evaluate", "write"}
