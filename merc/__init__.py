@@ -11,6 +11,6 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# oneDNN keeps compiled kernels for the last 1,024 shapes, several hundred KiB each. Batches of dialogues hardly ever come
-# in the same shape twice in an epoch; what a step needs repeatedly is far less.
+# oneDNN keeps compiled kernels for the last 1,024 shapes, several hundred KiB each. Batches of dialogues hardly ever
+# come in the same shape twice in an epoch; what a step needs repeatedly is far less.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")

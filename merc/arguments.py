@@ -1,12 +1,35 @@
 """The command line of the commands that need neither torch nor Hydra: names, and key=value for a file in conf/."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
 import yaml
 
-from merc.errors import MercError, nearest
+from merc.errors import INTERRUPTED, MercError, nearest
+
+
+def run(command: Callable[[list[str], dict[str, Any]], None], description: str, config_name: str) -> None:
+    """Run a command with the names and settings of the command line, or explain it.
+
+    A :class:`MercError` ends in one message on stderr and exit status 1, Ctrl-C quietly.
+
+    Args:
+        command: does the work.
+        description: what ``--help`` prints, the documentation of a module, say.
+        config_name: file in conf/ with every key and its default.
+    """
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(description.replace("``", ""), config_name))
+        return
+    try:
+        command(*parse(arguments, config_name))
+    except MercError as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def parse(arguments: Sequence[str], config_name: str) -> tuple[list[str], dict[str, Any]]:

@@ -25,13 +25,10 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from hydra_plugins.merc import ExperimentSweeper
 from merc.config import CONFIG_MODULE, compose, expand_choices, modules_of, typed
 from merc.data.conversation import MODALITIES
-from merc.errors import MercError, nearest
+from merc.errors import INTERRUPTED, MercError, nearest
 
 # The launchers' plugins bring a schema under the name of our configuration, which only helps.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
-
-INTERRUPTED = 130
-"""Exit status of a command that Ctrl-C ended, as shells have it."""
 
 
 def offered_groups(chosen: Mapping[str, Any]) -> str:

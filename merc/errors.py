@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C ended, as shells have it."""
+
 
 class MercError(Exception):
     """Something the user can mend: the message says what was wrong, where, and what to do.

@@ -7,11 +7,10 @@ python -m merc.report compare RUN_A RUN_B                   two run folders side
 python -m merc.report compare RUN_A RUN_B attention=ID      … and what they attend to in a dialogue; needs torch
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from merc.arguments import help_text, parse
+from merc.arguments import run
 from merc.errors import MercError
 from merc.reporting.report.attention import AttentionPair, attention_pair
 from merc.reporting.report.compare import Pair, comparison_tables, read_pair, write_comparison
@@ -104,18 +103,14 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
 
 def main() -> None:
     """The command."""
-    arguments = sys.argv[1:]
-    if {"--help", "-h"} & set(arguments):
-        print(help_text((__doc__ or "").replace("``", ""), "report"))
-        return
-    try:
-        names, settings = parse(arguments, "report")
-        if names[:1] == ["compare"]:
-            compare(names[1:], settings)
-        else:
-            report(names, settings)
-    except MercError as error:
-        sys.exit(f"Error: {error}")
+    run(_report_or_compare, __doc__ or "", "report")
+
+
+def _report_or_compare(names: list[str], settings: dict[str, Any]) -> None:
+    if names[:1] == ["compare"]:
+        compare(names[1:], settings)
+    else:
+        report(names, settings)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m merc.sweep status amb_dsgdn/table4_modalities redifu  of this experime
 python -m merc.sweep status run_root=runs/smoke watch=true      of another folder, refreshed until they end
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from merc.arguments import help_text, parse
+from merc.arguments import run
 from merc.errors import MercError
 from merc.reporting.tables import show
 from merc.sweeping.overview import read_progress, show_sweeps
@@ -50,19 +49,13 @@ def _watch(names: Sequence[str], run_root: Path) -> None:
 
 def main() -> None:
     """The command."""
-    arguments = sys.argv[1:]
-    if {"--help", "-h"} & set(arguments):
-        print(help_text((__doc__ or "").replace("``", ""), "sweep"))
-        return
-    try:
-        names, settings = parse(arguments, "sweep")
-        if names[:1] != ["status"]:
-            raise MercError("Say what to do: python -m merc.sweep status. --help explains it.")
-        status(names[1:], Path(settings["run_root"]), settings["watch"])
-    except MercError as error:
-        sys.exit(f"Error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(_status, __doc__ or "", "sweep")
+
+
+def _status(names: list[str], settings: dict[str, Any]) -> None:
+    if names[:1] != ["status"]:
+        raise MercError("Say what to do: python -m merc.sweep status. --help explains it.")
+    status(names[1:], Path(settings["run_root"]), settings["watch"])
 
 
 if __name__ == "__main__":

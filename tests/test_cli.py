@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from merc import cli
-from merc.errors import MercError
+from merc.errors import INTERRUPTED, MercError
 
 Command = Callable[..., tuple[int, str]]
 
@@ -125,7 +125,7 @@ def test_an_interrupt_ends_in_130(command: Command) -> None:
     def interrupted(cfg: DictConfig) -> None:
         raise KeyboardInterrupt("Stopped. Go on.")
 
-    assert command(interrupted) == (cli.INTERRUPTED, "Stopped. Go on.\n")
+    assert command(interrupted) == (INTERRUPTED, "Stopped. Go on.\n")
 
 
 def test_the_other_jobs_of_a_multirun_still_run(command: Command) -> None:
