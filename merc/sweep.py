@@ -8,6 +8,7 @@ python -m merc.sweep status run_root=runs/smoke watch=true      of another folde
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
