@@ -91,6 +91,11 @@ class EmotionRecognition(L.LightningModule):
         )
         return cast(Tensor, losses["total"])
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step behind which gradients take no memory any more: the next forward pass can have it."""
+        super().optimizer_step(*args, **kwargs)
+        self.zero_grad()
+
     def validation_step(self, batch: ConversationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of an evaluated split."""
         prediction = self(batch)
