@@ -81,7 +81,22 @@ def covering(rows: list[Row]) -> list[Row]:
     return chosen
 
 
-def trained(config: dict[str, Any], batch: ConversationBatch, folder: Path) -> EmotionRecognition:
+class FiniteGradients(L.Callback):
+    """Every parameter that is trained has a finite gradient when the optimiser steps."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, f"{self.what}: no gradient on {name}"
+                assert parameter.grad.isfinite().all(), f"{self.what}: gradient of {name}"
+
+
+def trained(config: dict[str, Any], batch: ConversationBatch, folder: Path, what: str) -> EmotionRecognition:
     """The module after one step of the trainer, balancing included."""
     torch.manual_seed(0)
     module = EmotionRecognition(config, INFO)
@@ -90,7 +105,7 @@ def trained(config: dict[str, Any], batch: ConversationBatch, folder: Path) -> E
         accelerator="cpu",
         max_steps=1,
         limit_val_batches=0,
-        callbacks=[] if policy is None else [policy],
+        callbacks=[FiniteGradients(what), *([] if policy is None else [policy])],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -120,11 +135,7 @@ def restored(module: EmotionRecognition, path: Path) -> EmotionRecognition:
 
 def check_works(config: dict[str, Any], batch: ConversationBatch, folder: Path, what: str) -> None:
     """One training step with finite gradients, a checkpoint, and predictions that depend on the dialogue alone."""
-    module = trained(config, batch, folder)
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, f"{what}: no gradient on {name}"
-            assert parameter.grad.isfinite().all(), f"{what}: gradient of {name}"
+    module = trained(config, batch, folder, what)
     with torch.no_grad():
         together = module(batch)
         assert together.fused.isfinite().all(), what
