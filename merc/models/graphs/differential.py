@@ -31,7 +31,7 @@ class DifferentialAttention(GraphAttention):
         if out_dim % 2:
             raise MercError(f"Differential attention needs an even hidden_dim, not {out_dim}.")
         scores = RelationalScores(2 * heads, out_dim // 2, tables=heads, split=True)
-        super().__init__(in_dim, out_dim, heads, maps_per_head=2, scores=scores, dropout=dropout)
+        super().__init__(in_dim, out_dim, heads, scores, dropout)
         self.lambda_init = initial_lambda(depth)
         # Standard deviation 0.1: with the paper's variance of 0.1, λ would start anywhere in ±10.
         self.lambda_left = nn.Parameter(0.1 * torch.randn(heads, 2, out_dim // 2))

@@ -70,17 +70,13 @@ class GraphAttention(nn.Module):
         in_dim: I, width of the input rows.
         out_dim: D, width of a head's rows.
         heads: H.
-        maps_per_head: 1, or 2 for maps that see half of a head's channels each and are subtracted.
-        scores: of H·maps_per_head maps.
+        scores: of H maps, or of 2·H that see half of a head's channels each and are subtracted.
         dropout: of the attention.
     """
 
-    def __init__(
-        self, in_dim: int, out_dim: int, heads: int, maps_per_head: int, scores: RelationalScores, dropout: float
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, heads: int, scores: RelationalScores, dropout: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(xavier(heads, in_dim, out_dim, fan=in_dim + out_dim))
-        self.maps_per_head = maps_per_head
         self.scores = scores
         self.dropout = Dropout(dropout)
 

@@ -19,7 +19,7 @@ class RelationalAttention(GraphAttention):
 
     def __init__(self, in_dim: int, out_dim: int, heads: int, dropout: float, relational: bool) -> None:
         scores = RelationalScores(heads, out_dim, tables=int(relational), split=False)
-        super().__init__(in_dim, out_dim, heads, maps_per_head=1, scores=scores, dropout=dropout)
+        super().__init__(in_dim, out_dim, heads, scores, dropout)
         self.norm = HeadNorm(heads, out_dim)
 
     def forward(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
