@@ -13,4 +13,4 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 # oneDNN keeps compiled kernels for the last 1,024 shapes, several hundred KiB each. Batches of dialogues hardly ever
 # come in the same shape twice in an epoch; what a step needs repeatedly is far less.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")

@@ -184,10 +184,9 @@ class AdaptiveBalancing(DropoutPolicy):
         if self.update == "batch" and not self.mechanism.active:
             return
         unimodal = model.classify(rows, batch).unimodal
-        utterances = slice(None) if batch.present is None else batch.present
         for metric, modality in zip(self.metrics, self.mechanism.modalities, strict=True):
             predicted_N = unimodal[modality].argmax(-1)
-            metric.to(batch.device).update(predicted_N[utterances], batch.labels[utterances])
+            metric.to(batch.device).update(predicted_N[batch.utterances], batch.labels[batch.utterances])
         if self.update == "batch":
             self._rescore()
 

@@ -38,6 +38,7 @@ class ConversationBatch:
         present: (N,) bool, False in rows of padding; None, the rule: there are none. Only models that depend on
             padding, as some released ones do, ask for such rows: see :meth:`with_padding`.
         causal: no row may learn anything of a later row of its dialogue.
+        filler: rows at the end, in dialogues of their own, that stand for nothing: see :meth:`with_filler`.
     """
 
     features: Mapping[str, Tensor]
@@ -46,6 +47,7 @@ class ConversationBatch:
     lengths: tuple[int, ...]
     present: Tensor | None = None
     causal: bool = False
+    filler: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +143,28 @@ class ConversationBatch:
             speakers=torch.where(self.occupied, self.pad(self.speakers), speaker).flatten(),
             labels=spread(self.labels),
         )
+
+    def with_filler(self, rows: int) -> Self:
+        """The batch with further rows, of zeros, behind all others; no dialogue of theirs is longer than the longest."""
+        longest = max(self.lengths)
+        whole, rest = divmod(rows, longest)
+
+        def extend(x: Tensor) -> Tensor:
+            return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
+
+        return replace(
+            self,
+            features={modality: extend(x_ND) for modality, x_ND in self.features.items()},
+            speakers=extend(self.speakers),
+            labels=extend(self.labels),
+            lengths=(*self.lengths, *[longest] * whole, *[rest] * (rest > 0)),
+            filler=rows,
+        )
+
+    @property
+    def utterances(self) -> slice | Tensor:
+        """Index of the rows that are utterances."""
+        return slice(sum(self.lengths) - self.filler) if self.present is None else self.present
 
     def to(self, device: Any, non_blocking: bool = False) -> Self:
         """The same batch on another device."""

@@ -1,12 +1,14 @@
 """Linear maps at the speed of the processor.
 
-PyTorch leaves products in single precision to the BLAS that it was built with. On processors of another maker than
-that BLAS it may be half as fast as oneDNN, which PyTorch has for convolutions: a convolution whose kernel is one pixel,
-over an image of one row whose pixels are the utterances, is the same product.
+PyTorch leaves products in single precision to the BLAS that it was built with, MKL in its wheels for x86. On processors
+of another maker than Intel that one is half as fast as oneDNN, which PyTorch has for convolutions: a convolution whose
+kernel is one pixel, over an image of one row whose pixels are the utterances, is the same product.
 
 N rows of I channels become rows of O channels.
 """
 
+import platform
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,6 +18,19 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 WORTHWHILE = 2**24  # multiplications below which a convolution costs more to set up than it saves
+
+ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def _made_by_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux: platform.processor() has the maker's name there, if anything has
+        return "GenuineIntel" in platform.processor()
+
+
+BLAS_AT_HOME = torch.backends.mkl.is_available() and _made_by_intel()
+"""Whether the BLAS is made for this processor."""
 
 
 class Linear(nn.Linear):
@@ -41,13 +56,19 @@ def product(x_NI: Tensor, weight_IO: Tensor) -> Tensor:
     return cast(Tensor, _Product.apply(x_NI, weight_IO))  # type: ignore[no-untyped-call]
 
 
+def compiled_for_each_shape(device: torch.device) -> bool:
+    """Whether large products are oneDNN's, which compiles them anew for every number of rows: best there are few."""
+    return device.type == "cpu" and ONEDNN and (not BLAS_AT_HOME or torch.is_autocast_enabled("cpu"))
+
+
 def _convolved(x: Tensor, weight: Tensor) -> bool:
     """Whether a product in single precision on the CPU is large enough; lower precisions use oneDNN anyway."""
     return (
-        x.device.type == "cpu"
+        not BLAS_AT_HOME
+        and ONEDNN
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
         and x.numel() // x.shape[-1] * weight.numel() >= WORTHWHILE
     )
 

@@ -22,10 +22,10 @@ class Prediction:
     unimodal: Mapping[str, Tensor]
     kept: Tensor | None = None
 
-    def rows(self, wanted_N: Tensor) -> Self:
-        """The utterances with these (N',) int64 indices."""
+    def rows(self, wanted: Tensor | slice) -> Self:
+        """The utterances with these (N',) int64 indices, or in this range."""
         return type(self)(
-            fused=self.fused[wanted_N],
-            unimodal={modality: logits_NC[wanted_N] for modality, logits_NC in self.unimodal.items()},
-            kept=None if self.kept is None else self.kept[wanted_N],
+            fused=self.fused[wanted],
+            unimodal={modality: logits_NC[wanted] for modality, logits_NC in self.unimodal.items()},
+            kept=None if self.kept is None else self.kept[wanted],
         )

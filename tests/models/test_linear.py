@@ -33,6 +33,7 @@ def assert_same(ours: Callable[..., Tensor], plain: Callable[..., Tensor], input
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of any size are large enough."""
     monkeypatch.setattr(module, "WORTHWHILE", 0)
+    monkeypatch.setattr(module, "BLAS_AT_HOME", False)
 
 
 @pytest.mark.usefixtures("always")
