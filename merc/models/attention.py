@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from merc.data.conversation import TILE, ConversationBatch
-from merc.models.dropout import RandomBytes, apply_mask, keep_mask, keep_scale
+from merc.models.dropout import Masks
 from merc.models.precision import at_least_single, lower_precision
 
 PIECE = 64
@@ -136,8 +136,8 @@ class _Attend(Function):
         dropout: float,
         difference: bool,
     ) -> Tensor:
-        source = RandomBytes.draw(dropout, query_NMQ.device)
-        ctx.layout, ctx.dropout, ctx.difference, ctx.source = layout, dropout, difference, source
+        ctx.layout, ctx.difference = layout, difference
+        ctx.masks = masks = Masks.draw(dropout, at_least_single(query_NMQ[:0]))
         ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
         out_NHV = layout.like(value_NHV)
         for tile in layout.batch.tiles:
@@ -145,7 +145,7 @@ class _Attend(Function):
             out = torch.empty_like(value)
             for receivers, sources, absent in layout.pieces(tile):
                 attention = _heads(_maps(query[:, :, receivers], key[:, :, sources], absent), difference)
-                kept = apply_mask(attention, keep_mask(attention, dropout, source), keep_scale(dropout))
+                kept = attention if masks is None else attention * masks.take(attention.shape)
                 out[:, :, receivers] = kept.to(value.dtype) @ value[:, :, sources]
             layout.scatter(out, tile, out_NHV)
         return out_NHV[:-1]
@@ -154,7 +154,7 @@ class _Attend(Function):
     @once_differentiable
     def backward(ctx: Any, gradient_NHV: Tensor) -> tuple[Tensor | None, ...]:
         layout: _Layout = ctx.layout
-        source, scale = ctx.source and ctx.source.again(), keep_scale(ctx.dropout)
+        masks = ctx.masks and ctx.masks.again()
         gradients = [layout.like(x) for x in ctx.saved_tensors]
         for tile in layout.batch.tiles:
             query, key, value = (layout.gather(x, tile) for x in ctx.saved_tensors)
@@ -165,15 +165,15 @@ class _Attend(Function):
                 queries, keys, values = query[:, :, receivers], key[:, :, sources], value[:, :, sources]
                 maps = _maps(queries, keys, absent)
                 attention = _heads(maps, ctx.difference)
-                mask = keep_mask(attention, ctx.dropout, source)
-                kept = apply_mask(attention, mask, scale).to(value.dtype)
-                of_value[:, :, sources] += kept.transpose(-1, -2) @ incoming[:, :, receivers]
+                mask = None if masks is None else masks.take(attention.shape)
+                kept = (attention if mask is None else attention * mask).to(value.dtype)
+                of_value[:, :, sources].add_(kept.transpose(-1, -2) @ incoming[:, :, receivers])
                 of_kept = (incoming[:, :, receivers] @ values.transpose(-1, -2)).to(maps.dtype)
-                of_heads = apply_mask(of_kept, mask, scale)
+                of_heads = of_kept if mask is None else of_kept.mul_(mask)
                 of_maps = torch.stack([of_heads, -of_heads], dim=2).flatten(1, 2) if ctx.difference else of_heads
                 of_scores = torch._softmax_backward_data(of_maps, maps, -1, maps.dtype).to(query.dtype)
                 of_query[:, :, receivers] = of_scores @ keys
-                of_key[:, :, sources] += of_scores.transpose(-1, -2) @ queries
+                of_key[:, :, sources].add_(of_scores.transpose(-1, -2) @ queries)
             for x_BHLD, out_NHD in zip((of_query, of_key, of_value), gradients, strict=True):
                 layout.scatter(x_BHLD, tile, out_NHD)
         of_query, of_key, of_value = (out_NHD[:-1] for out_NHD in gradients)

@@ -1,19 +1,26 @@
 """Dropout whose masks cost little on the CPU.
 
-PyTorch draws one mask entry after the other on the CPU, at ten times the cost of the product it serves. Here a mask is
+PyTorch draws one mask entry after the other on the CPU, at ten times the cost of the product it serves. Here masks are
 made of random bytes, so a dropout probability is rounded to the next multiple of 1/256, and survivors are scaled by
 what was really kept. Other devices use PyTorch's own dropout.
 """
 
-from typing import Any, cast
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 LEVELS = 256
+
+BLOCK = 2**20
+"""Most entries that a stream of masks makes at a time, unless more are asked for at once."""
+
+AHEAD = 8
+"""And how many times what is asked for."""
 
 
 class Dropout(nn.Dropout):
@@ -33,46 +40,76 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Drop entries with probability p and scale the others by 1/(1 − p); p is rounded to a multiple of 1/256."""
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    mask = keep_mask(x, p, RandomBytes.draw(p, x.device))
-    return x if mask is None else cast(Tensor, _Masked.apply(x, mask, keep_scale(p)))  # type: ignore[no-untyped-call]
+    mask = draw_mask(x, p)
+    return x if mask is None else x * mask
 
 
-class _Masked(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(mask)
-        ctx.scale = scale
-        return apply_mask(x, mask, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (mask,) = ctx.saved_tensors
-        return apply_mask(gradient, mask, ctx.scale), None, None
-
-
-def keep_mask(like: Tensor, p: float, source: "RandomBytes | None") -> Tensor | None:
-    """Uint8 mask in the shape of a tensor, 0 where an entry is dropped, else 1; None: nothing is."""
-    dropped = round(p * LEVELS)
-    if dropped == 0 or source is None:
-        return None
-    if dropped == LEVELS:
-        return torch.zeros(like.shape, dtype=torch.uint8, device=like.device)
-    # Clamping and subtracting bytes is several times faster than a comparison, which yields bool.
-    return source.take(like.numel()).clamp_(dropped - 1, dropped).sub_(dropped - 1).view(like.shape)
+def draw_mask(like: Tensor, p: float) -> Tensor | None:
+    """What to multiply a tensor with, in its shape and precision: 0 with probability p, else 1/(1 − p); None: p = 0."""
+    streams = _streams.get()
+    if streams is None:
+        masks = Masks.draw(p, like)
+        return None if masks is None else masks.take(like.shape)
+    kind = (p, like.dtype, like.device)
+    if kind not in streams:
+        streams[kind] = Masks.draw(p, like)
+    shared = streams[kind]
+    return None if shared is None else shared.take(like.shape)
 
 
-def keep_scale(p: float) -> float:
-    """1/(1 − p) with p as rounded; 0 for p = 1."""
-    kept = LEVELS - round(p * LEVELS)
-    return LEVELS / kept if kept else 0.0
+@contextmanager
+def shared_masks() -> Iterator[None]:
+    """Inside, masks of the same probability are cut from the same blocks: a few large operations make all of them."""
+    token = _streams.set({})
+    try:
+        yield
+    finally:
+        _streams.reset(token)
 
 
-def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """X · mask · scale; x itself where there is no mask."""
-    if mask is None:
-        return x
-    return torch.addcmul(x.new_zeros(()), x, mask.to(x.dtype), value=scale)
+class Masks:
+    """A stream of dropout masks that starts again with the same ones.
+
+    Args:
+        p: probability of a 0; the other entries are 1/(1 − p), p as rounded.
+        like: of the precision that masks shall have, and where they are wanted.
+        source: of the randomness.
+    """
+
+    def __init__(self, p: float, like: Tensor, source: "RandomBytes") -> None:
+        self.dropped = round(p * LEVELS)
+        self.options = {"dtype": like.dtype, "device": like.device}
+        self.source = source
+        self._block = torch.empty(0, **self.options)
+
+    @classmethod
+    def draw(cls, p: float, like: Tensor) -> "Masks | None":
+        """A stream keyed by PyTorch's CPU generator, which moves on by two numbers; None where nothing is dropped."""
+        return None if round(p * LEVELS) == 0 else cls(p, like, RandomBytes.draw(like.device))
+
+    def again(self) -> "Masks":
+        """The same stream from its start; it must be asked for the same shapes."""
+        return Masks(self.dropped / LEVELS, self._block, self.source.again())
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        """The next mask."""
+        count = math.prod(shape)
+        if count > len(self._block):
+            self._block = self._make(max(count, min(BLOCK, AHEAD * count)))
+        mask, self._block = self._block[:count], self._block[count:]
+        return mask.view(shape)
+
+    def _make(self, count: int) -> Tensor:
+        if self.dropped == LEVELS:
+            return torch.zeros(count, **self.options)
+        # Clamping and subtracting bytes is several times faster than a comparison, which yields bool.
+        kept = self.source.take(count).clamp_(self.dropped - 1, self.dropped).sub_(self.dropped - 1)
+        return kept.to(self.options["dtype"]).mul_(LEVELS / (LEVELS - self.dropped))
+
+
+_streams: ContextVar[dict[tuple[float, torch.dtype, torch.device], Masks | None] | None] = ContextVar(
+    "streams", default=None
+)
 
 
 def _round(shift: int, factor: int) -> tuple[Tensor, ...]:
@@ -108,10 +145,8 @@ class RandomBytes:
         self._used = 0
 
     @classmethod
-    def draw(cls, p: float, device: torch.device) -> "RandomBytes | None":
-        """A stream keyed by PyTorch's CPU generator, which moves on by two numbers; None if p = 0."""
-        if p == 0:
-            return None
+    def draw(cls, device: torch.device) -> "RandomBytes":
+        """A stream keyed by PyTorch's CPU generator, which moves on by two numbers."""
         offset, key = torch.randint(-(2**31), 2**31, (2,)).tolist()
         return cls((offset, key), device)
 

@@ -14,4 +14,4 @@ def lower_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def at_least_single(tensor: Tensor) -> Tensor:
     """The tensor in single precision, whatever autocast made of it; unchanged where it is more precise."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

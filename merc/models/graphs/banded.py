@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from merc.models.dropout import RandomBytes, apply_mask, keep_mask, keep_scale
+from merc.models.dropout import draw_mask
 from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph
 from merc.models.precision import at_least_single
 
@@ -107,17 +107,18 @@ class _AttentionBand(Function):
         if graph.has_isolated_rows:  # only there does the softmax leave anything where there is no edge
             maps *= graph.connected[:, :, None]
         attention = maps if coefficients_H is None else _difference(maps, coefficients_H)
-        mask = keep_mask(attention, dropout, RandomBytes.draw(dropout, attention.device))
-        ctx.graph, ctx.scale = graph, keep_scale(dropout)
+        mask = draw_mask(attention, dropout)
+        ctx.graph = graph
         ctx.save_for_backward(scores, maps, mask, relation_MR, coefficients_H)
-        return apply_mask(attention, mask, ctx.scale)
+        return attention if mask is None else attention * mask
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         scores, maps, mask, relation_MR, coefficients_H = ctx.saved_tensors
         hood: Neighbourhood = ctx.graph.neighbourhood
-        gradient = apply_mask(gradient, mask, ctx.scale)
+        if mask is not None:
+            gradient = gradient * mask
         of_coefficients = None
         if coefficients_H is not None:
             of_coefficients = -(gradient * maps[:, :, 1::2]).sum((0, 1, 3))

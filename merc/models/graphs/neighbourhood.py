@@ -90,7 +90,7 @@ class Neighbourhood:
         for start in range(0, width, self.size):  # windows overlap, but not their parts of S rows
             part = x_GKD[:, start : start + self.size]
             place = sums[start : start + count * self.size].view(count, self.size, dim)
-            place[:, : part.shape[1]] += part
+            place[:, : part.shape[1]].add_(part)  # += would write it back once more
         return sums[self.past : self.past + self.rows]
 
     def spans(self) -> list[tuple[slice, slice, int]]:
