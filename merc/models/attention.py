@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from merc.data.conversation import TILE, ConversationBatch
-from merc.models.dropout import Masks
+from merc.models.dropout import Masks, apply_mask, keep_scale
 from merc.models.precision import at_least_single, lower_precision
 
 PIECE = 64
@@ -111,10 +111,11 @@ class _Layout:
         """N."""
         return sum(self.batch.lengths)
 
-    def gather(self, x_NHD: Tensor, tile: Tensor) -> Tensor:
-        """(N, H, D) → (B', H, L', D): the rows of a tile, any row where there is none."""
+    def gather(self, tile: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """(N, H, D) tensors → (B', H, L', D): the rows of a tile, any row where there is none."""
         rows = tile.flatten().clamp_max(self.rows - 1)
-        return x_NHD.index_select(0, rows).unflatten(0, tile.shape).transpose(1, 2).contiguous()
+        chosen = (x_NHD.index_select(0, rows).unflatten(0, tile.shape) for x_NHD in tensors)
+        return tuple(x_BLHD.transpose(1, 2).contiguous() for x_BLHD in chosen)
 
     def scatter(self, x_BHLD: Tensor, tile: Tensor, out_NHD: Tensor) -> None:
         """Write a tile's rows where they belong; ``out_NHD`` has one row more than the batch, for the others."""
@@ -136,16 +137,16 @@ class _Attend(Function):
         dropout: float,
         difference: bool,
     ) -> Tensor:
-        ctx.layout, ctx.difference = layout, difference
-        ctx.masks = masks = Masks.draw(dropout, at_least_single(query_NMQ[:0]))
+        masks, scale = Masks.draw(dropout, query_NMQ.device), keep_scale(dropout)
+        ctx.layout, ctx.difference, ctx.masks, ctx.scale = layout, difference, masks, scale
         ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
         out_NHV = layout.like(value_NHV)
         for tile in layout.batch.tiles:
-            query, key, value = (layout.gather(x, tile) for x in (query_NMQ, key_NMQ, value_NHV))
+            query, key, value = layout.gather(tile, query_NMQ, key_NMQ, value_NHV)
             out = torch.empty_like(value)
             for receivers, sources, absent in layout.pieces(tile):
                 attention = _heads(_maps(query[:, :, receivers], key[:, :, sources], absent), difference)
-                kept = attention if masks is None else attention * masks.take(attention.shape)
+                kept = apply_mask(attention, masks and masks.take(attention.shape), scale)
                 out[:, :, receivers] = kept.to(value.dtype) @ value[:, :, sources]
             layout.scatter(out, tile, out_NHV)
         return out_NHV[:-1]
@@ -154,22 +155,22 @@ class _Attend(Function):
     @once_differentiable
     def backward(ctx: Any, gradient_NHV: Tensor) -> tuple[Tensor | None, ...]:
         layout: _Layout = ctx.layout
-        masks = ctx.masks and ctx.masks.again()
+        masks: Masks | None = ctx.masks and ctx.masks.again()
         gradients = [layout.like(x) for x in ctx.saved_tensors]
         for tile in layout.batch.tiles:
-            query, key, value = (layout.gather(x, tile) for x in ctx.saved_tensors)
+            query, key, value, incoming = layout.gather(tile, *ctx.saved_tensors, gradient_NHV)
             # What is computed for receiving rows that are none must not reach their sources.
-            incoming = layout.gather(gradient_NHV, tile) * (tile < layout.rows)[:, None, :, None].to(gradient_NHV.dtype)
+            incoming *= (tile < layout.rows)[:, None, :, None]
             of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
             for receivers, sources, absent in layout.pieces(tile):
                 queries, keys, values = query[:, :, receivers], key[:, :, sources], value[:, :, sources]
                 maps = _maps(queries, keys, absent)
                 attention = _heads(maps, ctx.difference)
-                mask = None if masks is None else masks.take(attention.shape)
-                kept = (attention if mask is None else attention * mask).to(value.dtype)
+                mask = masks and masks.take(attention.shape)
+                kept = apply_mask(attention, mask, ctx.scale).to(value.dtype)
                 of_value[:, :, sources].add_(kept.transpose(-1, -2) @ incoming[:, :, receivers])
                 of_kept = (incoming[:, :, receivers] @ values.transpose(-1, -2)).to(maps.dtype)
-                of_heads = of_kept if mask is None else of_kept.mul_(mask)
+                of_heads = apply_mask(of_kept, mask, ctx.scale)
                 of_maps = torch.stack([of_heads, -of_heads], dim=2).flatten(1, 2) if ctx.difference else of_heads
                 of_scores = torch._softmax_backward_data(of_maps, maps, -1, maps.dtype).to(query.dtype)
                 of_query[:, :, receivers] = of_scores @ keys

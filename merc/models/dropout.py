@@ -9,10 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 LEVELS = 256
 
@@ -41,20 +44,46 @@ def dropout(x: Tensor, p: float) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, p)
     mask = draw_mask(x, p)
-    return x if mask is None else x * mask
+    return x if mask is None else cast(Tensor, _Masked.apply(x, mask, keep_scale(p)))  # type: ignore[no-untyped-call]
+
+
+class _Masked(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.scale = scale
+        return apply_mask(x, mask, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return apply_mask(gradient, mask, ctx.scale), None, None
+
+
+def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """X · mask · scale; x itself where there is no mask."""
+    if mask is None:
+        return x
+    return torch.addcmul(x.new_zeros(()), x, mask.to(x.dtype), value=scale)
+
+
+def keep_scale(p: float) -> float:
+    """1/(1 − p) with p as rounded; 0 for p = 1."""
+    kept = LEVELS - round(p * LEVELS)
+    return LEVELS / kept if kept else 0.0
 
 
 def draw_mask(like: Tensor, p: float) -> Tensor | None:
-    """What to multiply a tensor with, in its shape and precision: 0 with probability p, else 1/(1 − p); None: p = 0."""
+    """A mask in the shape of a tensor (:class:`Masks`); None where nothing is dropped."""
     streams = _streams.get()
     if streams is None:
-        masks = Masks.draw(p, like)
-        return None if masks is None else masks.take(like.shape)
-    kind = (p, like.dtype, like.device)
-    if kind not in streams:
-        streams[kind] = Masks.draw(p, like)
-    shared = streams[kind]
-    return None if shared is None else shared.take(like.shape)
+        masks = Masks.draw(p, like.device)
+    else:
+        if (p, like.device) not in streams:
+            streams[p, like.device] = Masks.draw(p, like.device)
+        masks = streams[p, like.device]
+    return None if masks is None else masks.take(like.shape)
 
 
 @contextmanager
@@ -68,28 +97,26 @@ def shared_masks() -> Iterator[None]:
 
 
 class Masks:
-    """A stream of dropout masks that starts again with the same ones.
+    """A stream of uint8 dropout masks, 0 with probability p, else 1, that starts again with the same ones.
 
     Args:
-        p: probability of a 0; the other entries are 1/(1 − p), p as rounded.
-        like: of the precision that masks shall have, and where they are wanted.
+        p: rounded to a multiple of 1/256.
         source: of the randomness.
     """
 
-    def __init__(self, p: float, like: Tensor, source: "RandomBytes") -> None:
-        self.dropped = round(p * LEVELS)
-        self.options = {"dtype": like.dtype, "device": like.device}
+    def __init__(self, p: float, source: "RandomBytes") -> None:
+        self.p = p
         self.source = source
-        self._block = torch.empty(0, **self.options)
+        self._block = torch.empty(0, dtype=torch.uint8, device=source.device)
 
     @classmethod
-    def draw(cls, p: float, like: Tensor) -> "Masks | None":
+    def draw(cls, p: float, device: torch.device) -> "Masks | None":
         """A stream keyed by PyTorch's CPU generator, which moves on by two numbers; None where nothing is dropped."""
-        return None if round(p * LEVELS) == 0 else cls(p, like, RandomBytes.draw(like.device))
+        return None if round(p * LEVELS) == 0 else cls(p, RandomBytes.draw(device))
 
     def again(self) -> "Masks":
         """The same stream from its start; it must be asked for the same shapes."""
-        return Masks(self.dropped / LEVELS, self._block, self.source.again())
+        return Masks(self.p, self.source.again())
 
     def take(self, shape: Sequence[int]) -> Tensor:
         """The next mask."""
@@ -100,16 +127,14 @@ class Masks:
         return mask.view(shape)
 
     def _make(self, count: int) -> Tensor:
-        if self.dropped == LEVELS:
-            return torch.zeros(count, **self.options)
+        dropped = round(self.p * LEVELS)
+        if dropped == LEVELS:
+            return self._block.new_zeros(count)
         # Clamping and subtracting bytes is several times faster than a comparison, which yields bool.
-        kept = self.source.take(count).clamp_(self.dropped - 1, self.dropped).sub_(self.dropped - 1)
-        return kept.to(self.options["dtype"]).mul_(LEVELS / (LEVELS - self.dropped))
+        return self.source.take(count).clamp_(dropped - 1, dropped).sub_(dropped - 1)
 
 
-_streams: ContextVar[dict[tuple[float, torch.dtype, torch.device], Masks | None] | None] = ContextVar(
-    "streams", default=None
-)
+_streams: ContextVar[dict[tuple[float, torch.device], Masks | None] | None] = ContextVar("streams", default=None)
 
 
 def _round(shift: int, factor: int) -> tuple[Tensor, ...]:

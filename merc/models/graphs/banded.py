@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from merc.models.dropout import draw_mask
+from merc.models.dropout import apply_mask, draw_mask, keep_scale
 from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph
 from merc.models.precision import at_least_single
 
@@ -108,17 +108,16 @@ class _AttentionBand(Function):
             maps *= graph.connected[:, :, None]
         attention = maps if coefficients_H is None else _difference(maps, coefficients_H)
         mask = draw_mask(attention, dropout)
-        ctx.graph = graph
+        ctx.graph, ctx.scale = graph, keep_scale(dropout)
         ctx.save_for_backward(scores, maps, mask, relation_MR, coefficients_H)
-        return attention if mask is None else attention * mask
+        return apply_mask(attention, mask, ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         scores, maps, mask, relation_MR, coefficients_H = ctx.saved_tensors
         hood: Neighbourhood = ctx.graph.neighbourhood
-        if mask is not None:
-            gradient = gradient * mask
+        gradient = apply_mask(gradient, mask, ctx.scale)
         of_coefficients = None
         if coefficients_H is not None:
             of_coefficients = -(gradient * maps[:, :, 1::2]).sum((0, 1, 3))
@@ -155,7 +154,7 @@ class _Mix(Function):
         heads = attention.shape[2]
         out_NHD = values_ND.new_empty(hood.rows, heads, values_ND.shape[1])
         windows_GKD = hood.windows(values_ND)
-        ctx.save_for_backward(attention, windows_GKD)
+        ctx.save_for_backward(attention, values_ND)  # not the windows, which are a copy
         for blocks, rows, size in hood.spans():
             weights = attention[blocks, :size].flatten(1, 2)
             torch.bmm(weights, windows_GKD[blocks], out=out_NHD[rows].view(-1, size * heads, values_ND.shape[1]))
@@ -164,8 +163,9 @@ class _Mix(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NHD: Tensor) -> tuple[Tensor, Tensor, None]:
-        attention, windows_GKD = ctx.saved_tensors
+        attention, values_ND = ctx.saved_tensors
         hood: Neighbourhood = ctx.hood
+        windows_GKD = hood.windows(values_ND)
         heads, dim = attention.shape[2], windows_GKD.shape[2]
         of_attention = torch.zeros_like(attention)
         of_windows_GKD = windows_GKD.new_empty(windows_GKD.shape)
