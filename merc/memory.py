@@ -1,7 +1,9 @@
-"""Freed memory that stays with the process."""
+"""What is kept in memory, and where."""
 
 import ctypes
 import sys
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 _KEPT = 2**31 - 1
@@ -19,3 +21,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether data may stay on a device: a GPU of which they take a quarter of the free memory at most.
+
+    Args:
+        device: where models are trained.
+        size: bytes of the data.
+    """
+    return device.type == "cuda" and 4 * size <= torch.cuda.mem_get_info(device)[0]

@@ -23,7 +23,7 @@ from merc.config import check_plugins, instantiate, plain
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError
 from merc.files import write_json
-from merc.memory import keep_freed_memory
+from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
 from merc.ranges import refuse_out_of_range
 from merc.reporting.corpus import describe_corpus
@@ -129,6 +129,8 @@ def _fit(config: dict[str, Any], folder: RunFolder, group: str, observers: Seque
             logger=logger or False,
             default_root_dir=folder.path,
         )
+        if has_room(trainer.strategy.root_device, data.feature_bytes):
+            data.reside(trainer.strategy.root_device)
         checkpoint = folder.last if config["resume"] and folder.last.exists() else None
         _run(trainer, module, data, checkpoint)
         if trainer.is_global_zero:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from merc import memory
 
@@ -47,3 +48,9 @@ def test_a_library_without_the_setting_is_left_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     monkeypatch.setattr(sys, "platform", "linux")
     memory.keep_freed_memory()
+
+
+@pytest.mark.parametrize(("device", "size", "room"), [("cuda", 25, True), ("cuda", 26, False), ("cpu", 1, False)])
+def test_data_stay_on_a_gpu_that_has_room(monkeypatch: pytest.MonkeyPatch, device: str, size: int, room: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1000))
+    assert memory.has_room(torch.device(device), size) is room

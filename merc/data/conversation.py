@@ -145,7 +145,7 @@ class ConversationBatch:
         )
 
     def with_filler(self, rows: int) -> Self:
-        """The batch with further rows, of zeros, behind all others; no dialogue of theirs is longer than the longest."""
+        """The batch with further rows of zeros behind all others, in dialogues no longer than the longest."""
         longest = max(self.lengths)
         whole, rest = divmod(rows, longest)
 
@@ -275,6 +275,10 @@ class Features(Mapping[str, Tensor]):
             count += added
         return mean, (squares / count).sqrt()
 
+    def to(self, device: torch.device) -> "Features":
+        """All of them on a device, put together and scaled."""
+        return Features({modality: self[modality].to(device) for modality in self})
+
     def __getitem__(self, modality: str) -> Tensor:
         table = self.tables[modality]
         x_ND = table if self.rows is None else table[self.rows]
@@ -331,9 +335,18 @@ class Conversations:
         spans = [torch.arange(self.offsets[i], self.offsets[i + 1]) for i in dialogues]
         return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
 
+    def to(self, device: torch.device) -> "Conversations":
+        """The same conversations, whose batches are made on a device."""
+        return replace(
+            self,
+            features=Features.of(self.features).to(device),
+            speakers=self.speakers.to(device),
+            labels=self.labels.to(device),
+        )
+
     def batch(self, dialogues: Sequence[int]) -> ConversationBatch:
-        """The given dialogues as one batch."""
-        rows = self.rows(dialogues)
+        """The given dialogues as one batch, on the device on which the conversations are."""
+        rows = self.rows(dialogues).to(self.labels.device, non_blocking=True)
         return ConversationBatch(
             features=dict(Features.of(self.features).select(rows)),
             speakers=self.speakers[rows],

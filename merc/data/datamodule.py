@@ -121,6 +121,7 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         self.speaker_slots = speaker_slots
         self.test_lengths = None if test_lengths is None else _span("data.test_lengths", test_lengths)
         self.seed = seed
+        self._resident: dict[str, Conversations] = {}
 
     @abstractmethod
     def read(self) -> Conversations:
@@ -149,6 +150,20 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         )
         self.parts = parts
 
+    def reside(self, device: torch.device) -> None:
+        """Keep all parts on a device, where loaders made from now on make their batches: nothing is copied there again.
+
+        Args:
+            device: with room for all features.
+        """
+        self._resident = {split: part.to(device) for split, part in self.parts.items()}
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of the features of all parts."""
+        rows = sum(sum(part.lengths) for part in self.parts.values())
+        return rows * sum(self.info.dims.values()) * torch.float32.itemsize
+
     @property
     def evaluation_splits(self) -> tuple[str, ...]:
         """The parts that are evaluated, in the order of :meth:`val_dataloader`."""
@@ -172,7 +187,7 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         return self._loader(split, self.evaluation_batch_size, None)
 
     def _loader(self, split: str, batch_size: int, sampler: Sampler[int] | None) -> DataLoader[int]:
-        part = self.parts[split]
+        part = self._resident.get(split, self.parts[split])
         return DataLoader(
             _DialogueIndices(len(part.lengths)),
             batch_size=batch_size,

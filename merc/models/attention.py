@@ -146,7 +146,7 @@ class _Attend(Function):
             out = torch.empty_like(value)
             for receivers, sources, absent in layout.pieces(tile):
                 attention = _heads(_maps(query[:, :, receivers], key[:, :, sources], absent), difference)
-                kept = apply_mask(attention, masks and masks.take(attention.shape), scale)
+                kept = apply_mask(attention, masks.take(attention.shape) if masks else None, scale)
                 out[:, :, receivers] = kept.to(value.dtype) @ value[:, :, sources]
             layout.scatter(out, tile, out_NHV)
         return out_NHV[:-1]
@@ -166,7 +166,7 @@ class _Attend(Function):
                 queries, keys, values = query[:, :, receivers], key[:, :, sources], value[:, :, sources]
                 maps = _maps(queries, keys, absent)
                 attention = _heads(maps, ctx.difference)
-                mask = masks and masks.take(attention.shape)
+                mask = masks.take(attention.shape) if masks else None
                 kept = apply_mask(attention, mask, ctx.scale).to(value.dtype)
                 of_value[:, :, sources].add_(kept.transpose(-1, -2) @ incoming[:, :, receivers])
                 of_kept = (incoming[:, :, receivers] @ values.transpose(-1, -2)).to(maps.dtype)

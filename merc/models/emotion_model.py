@@ -11,6 +11,9 @@ from merc.models.linear import Linear, compiled_for_each_shape
 from merc.models.prediction import Prediction
 from merc.models.stages import PerModality, Rows
 
+FEWEST = 128
+"""Rows of a batch below which its kernels are not worth a thought."""
+
 
 class SpeakerEmbedding(nn.Module):
     """A vector per speaker of a dialogue (AMB-DSGDN Sec. 4.2), shared by all modalities.
@@ -116,8 +119,8 @@ class EmotionModel(nn.Module):
 
 
 def missing_rows(rows: int) -> int:
-    """How many rows to add so that the numbers of rows of different batches are often the same; 6 % at most."""
-    step = 2 ** max(0, rows.bit_length() - 5)
+    """How many rows to add so that batches often have the same number of rows; at most 6 %, none to small ones."""
+    step = 2 ** (rows.bit_length() - 5) if rows >= FEWEST else 1
     return -rows % step
 
 

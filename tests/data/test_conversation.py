@@ -38,6 +38,19 @@ def naive_pad(rows: Tensor, lengths: Sequence[int]) -> Tensor:
     return padded
 
 
+@given(LENGTHS, st.integers(0, 20))
+@settings(max_examples=30, deadline=None)
+def test_filler_stands_behind_the_utterances_in_dialogues_of_its_own(lengths: list[int], rows: int) -> None:
+    batch = make_conversations(lengths).batch(range(len(lengths)))
+    filled = batch.with_filler(rows)
+    assert filled.lengths[: len(lengths)] == batch.lengths
+    assert sum(filled.lengths) == sum(lengths) + rows == len(filled.labels) == len(filled.features["audio"])
+    assert max(filled.lengths) == max(lengths)
+    assert min(filled.lengths) > 0
+    assert torch.equal(filled.features["audio"][filled.utterances], batch.features["audio"])
+    assert torch.equal(filled.dialogues[filled.utterances], batch.dialogues)
+
+
 @given(LENGTHS, st.lists(st.integers(1, 3), max_size=2))
 @settings(max_examples=30, deadline=None)
 def test_pad_agrees_with_a_loop_and_unpad_inverts_it(lengths: list[int], tail: list[int]) -> None:

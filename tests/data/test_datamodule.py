@@ -234,6 +234,36 @@ def test_loaders_serve_every_dialogue_once_in_corpus_order() -> None:
     assert [batch.lengths for batch in data.test_dataloader()] == [batch.lengths for batch in data.loader("test")]
 
 
+@pytest.mark.parametrize("standardize", ["none", "zscore"])
+def test_data_that_reside_on_a_device_come_in_the_same_batches(standardize: str) -> None:
+    data = synthetic(standardize=standardize)
+    data.setup()
+    loaders = (data.train_dataloader, data.test_dataloader)
+    before = [batch for loader in loaders for batch in loader()]
+    data.reside(torch.device("cpu"))
+    for batch, expected in zip([batch for loader in loaders for batch in loader()], before, strict=True):
+        assert batch.lengths == expected.lengths
+        torch.testing.assert_close(batch.labels, expected.labels, rtol=0, atol=0)
+        torch.testing.assert_close(batch.speakers, expected.speakers, rtol=0, atol=0)
+        torch.testing.assert_close(batch.features, expected.features, rtol=0, atol=0)
+
+
+def test_batches_of_data_that_reside_on_a_device_are_made_there() -> None:
+    data = synthetic()
+    data.setup()
+    data.reside(torch.device("meta"))
+    batch = next(iter(data.train_dataloader()))
+    assert {x.device.type for x in (batch.labels, batch.speakers, *batch.features.values())} == {"meta"}
+    assert data.parts["train"].labels.device.type == "cpu"
+
+
+def test_feature_bytes() -> None:
+    data = synthetic()
+    data.setup()
+    features = [part.features for part in data.parts.values()]
+    assert data.feature_bytes == sum(x[m].numel() * x[m].element_size() for x in features for m in x)
+
+
 def test_epoch_shuffle_is_a_permutation_fixed_by_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         sampler = EpochShuffle(50, seed)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
-from merc.models.emotion_model import EmotionModel
+from merc.models import emotion_model
+from merc.models.emotion_model import EmotionModel, missing_rows
 
 SINGLE_HEAD = ("classifier=single_head", "objective=fused", "balancing=none")
 VARIANTS = [
@@ -200,3 +201,45 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(MercError, match=message):
         make_model(override)
+
+
+@given(st.integers(1, 5000))
+@settings(deadline=None)
+def test_few_rows_are_added(rows: int) -> None:
+    assert 0 <= missing_rows(rows) <= rows / 16
+    assert rows >= 128 or missing_rows(rows) == 0
+
+
+@pytest.mark.parametrize("rows", [128, 512, 1024])
+def test_few_numbers_of_rows_are_left(rows: int) -> None:
+    assert len({n + missing_rows(n) for n in range(rows, 2 * rows)}) == 17
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("model=redifu",), ("denoiser=recurrent",), ("denoiser=differential",), ("graph/cross_modal=attention",)],
+    ids=" ".join,
+)
+def test_filler_changes_no_prediction_and_no_gradient(
+    make_model: Callable[..., EmotionModel],
+    make_batch: Callable[..., ConversationBatch],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+) -> None:
+    model = make_model(*overrides, "hyperparameters.heads=4", "hyperparameters.fusion_heads=2").train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = make_batch(lengths=(9, 40, 100, 1))
+    results = []
+    for needed in (False, True):
+        monkeypatch.setattr(emotion_model, "compiled_for_each_shape", lambda _, needed=needed: needed)
+        model.zero_grad()
+        prediction = model(batch)
+        prediction.fused.square().sum().backward()
+        results.append((prediction, [p.grad for p in model.parameters() if p.grad is not None]))
+    (plain, gradients), (filled, others) = results
+    assert missing_rows(150) == 2
+    torch.testing.assert_close(filled.fused, plain.fused, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(filled.unimodal, plain.unimodal, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(others, gradients, rtol=1e-3, atol=1e-4)
