@@ -116,6 +116,11 @@ class ConversationBatch:
         return (first + offset).masked_fill(offset >= lengths, starts[-1]).to(self.device, non_blocking=True)
 
     @cached_property
+    def derived(self) -> dict[Any, Any]:
+        """What layers work out of the structure of the batch, for others to find; gone with the batch."""
+        return {}
+
+    @cached_property
     def occupied(self) -> Tensor:
         """(B, L) bool: True where the padded layout holds a row."""
         return torch.arange(max(self.lengths), device=self.device) < self._upload(self.lengths)[:, None]

@@ -5,8 +5,7 @@ pieces of :data:`PIECE` receiving utterances. No map is kept: the backward pass 
 grows with the rows of a batch, not with the square of a dialogue's length.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -49,8 +48,8 @@ def attend(
         (N, H, V).
     """
     query_NMQ, key_NMQ, value_NHV = lower_precision(query_NMQ, key_NMQ, value_NHV)
-    layout = _Layout(batch, None if to_padding else batch.present, window)
-    return cast(Tensor, _Attend.apply(query_NMQ, key_NMQ, value_NHV, layout, dropout, difference))  # type: ignore[no-untyped-call]
+    tiles = _tiles(batch, to_padding, window)
+    return cast(Tensor, _Attend.apply(query_NMQ, key_NMQ, value_NHV, tiles, dropout, difference))  # type: ignore[no-untyped-call]
 
 
 def attention_weights(
@@ -74,56 +73,69 @@ def attention_weights(
     return attend(query_NMQ, key_NMQ, values_NHN, batch, dropout=0.0, difference=difference, window=window)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    batch: ConversationBatch
-    present: Tensor | None
-    window: int | None
+class _Tile:
+    """Dialogues of similar length (:attr:`ConversationBatch.tiles`), and who may receive from whom in them.
 
-    def pieces(self, tile: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Receiving utterances of a tile, those they may receive from, and what to add to the scores.
+    Args:
+        rows_BL: (B', L') int64, as there.
+        batch: the dialogues.
+        to_padding: see :func:`attend`.
+        window: likewise.
+    """
+
+    def __init__(self, rows_BL: Tensor, batch: ConversationBatch, to_padding: bool, window: int | None) -> None:
+        count = sum(batch.lengths)
+        self.shape = rows_BL.shape
+        self.targets = rows_BL.flatten()
+        self.sources = self.targets.clamp_max(count - 1)  # any row where there is none
+        self.there_BL = rows_BL < count
+        self.visible_BL = self.there_BL
+        if not to_padding and batch.present is not None:
+            self.visible_BL = self.there_BL & batch.present[self.sources].view(self.shape)
+        self.past = self.shape[1] if window is None else window
+        self.future = 0 if batch.causal else self.past
+        self._whole: list[tuple[slice, slice, Tensor]] | None = None
+
+    def pieces(self) -> Iterable[tuple[slice, slice, Tensor]]:
+        """Receiving utterances, those they may receive from, and what to add to the scores.
 
         The last is (B', 1, Q or 1, K), 0 where something is received and a huge negative number elsewhere.
         """
-        length = tile.shape[1]
-        step = length if tile.numel() * length <= TILE else min(length, PIECE)
-        past = length if self.window is None else self.window
-        future = 0 if self.batch.causal else past
-        for start in range(0, length, step):
-            end = min(start + step, length)
-            first, last = max(0, start - past), min(length, end + future)
-            visible = self._present(tile[:, first:last])[:, None, None]
-            if future < length:  # past is no shorter: not every pair is within reach
-                distance = torch.arange(first, last, device=tile.device)
-                distance = distance - torch.arange(start, end, device=tile.device)[:, None]
-                visible = visible & (distance >= -past) & (distance <= future)
-            absent = torch.zeros(visible.shape, device=tile.device)
-            absent.masked_fill_(~visible, torch.finfo(torch.float32).min / 2)
-            yield slice(start, end), slice(first, last), absent
+        length = self.shape[1]
+        if self.shape.numel() * length > TILE:  # too much to be kept
+            return (self._piece(start, min(start + PIECE, length)) for start in range(0, length, PIECE))
+        if self._whole is None:
+            self._whole = [self._piece(0, length)]
+        return self._whole
 
-    def _present(self, rows: Tensor) -> Tensor:
-        """Bool in the shape of the row indices: whether there is an utterance to receive from."""
-        there = rows < self.rows
-        return there if self.present is None else there & self.present[rows.clamp_max(self.rows - 1)]
+    def _piece(self, start: int, end: int) -> tuple[slice, slice, Tensor]:
+        device, length = self.targets.device, self.shape[1]
+        first, last = max(0, start - self.past), min(length, end + self.future)
+        visible = self.visible_BL[:, None, None, first:last]
+        if self.future < length:  # past is no shorter: not every pair is within reach
+            distance = torch.arange(first, last, device=device) - torch.arange(start, end, device=device)[:, None]
+            visible = visible & (distance >= -self.past) & (distance <= self.future)
+        absent = torch.zeros(visible.shape, device=device)
+        absent.masked_fill_(~visible, torch.finfo(torch.float32).min / 2)
+        return slice(start, end), slice(first, last), absent
 
-    @property
-    def rows(self) -> int:
-        """N."""
-        return sum(self.batch.lengths)
-
-    def gather(self, tile: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """(N, H, D) tensors → (B', H, L', D): the rows of a tile, any row where there is none."""
-        rows = tile.flatten().clamp_max(self.rows - 1)
-        chosen = (x_NHD.index_select(0, rows).unflatten(0, tile.shape) for x_NHD in tensors)
+    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """(N, H, D) tensors → (B', H, L', D): the rows of the tile."""
+        chosen = (x_NHD.index_select(0, self.sources).unflatten(0, self.shape) for x_NHD in tensors)
         return tuple(x_BLHD.transpose(1, 2).contiguous() for x_BLHD in chosen)
 
-    def scatter(self, x_BHLD: Tensor, tile: Tensor, out_NHD: Tensor) -> None:
-        """Write a tile's rows where they belong; ``out_NHD`` has one row more than the batch, for the others."""
-        out_NHD.index_copy_(0, tile.flatten(), x_BHLD.transpose(1, 2).flatten(0, 1))
+    def scatter(self, x_BHLD: Tensor, out_NHD: Tensor) -> None:
+        """Write rows where they belong; ``out_NHD`` has one row more than the batch, for the others."""
+        out_NHD.index_copy_(0, self.targets, x_BHLD.transpose(1, 2).flatten(0, 1))
 
-    def like(self, x_NHD: Tensor) -> Tensor:
-        """An empty tensor to scatter to."""
-        return x_NHD.new_empty(self.rows + 1, *x_NHD.shape[1:])
+
+def _tiles(batch: ConversationBatch, to_padding: bool, window: int | None) -> list[_Tile]:
+    """The tiles of a batch; layers that attend alike, and their backward passes, share them."""
+    key = ("tiles", to_padding, window)
+    if key not in batch.derived:
+        batch.derived[key] = [_Tile(rows_BL, batch, to_padding, window) for rows_BL in batch.tiles]
+    tiles: list[_Tile] = batch.derived[key]
+    return tiles
 
 
 class _Attend(Function):
@@ -133,36 +145,35 @@ class _Attend(Function):
         query_NMQ: Tensor,
         key_NMQ: Tensor,
         value_NHV: Tensor,
-        layout: _Layout,
+        tiles: Sequence[_Tile],
         dropout: float,
         difference: bool,
     ) -> Tensor:
         masks, scale = Masks.draw(dropout, query_NMQ.device), keep_scale(dropout)
-        ctx.layout, ctx.difference, ctx.masks, ctx.scale = layout, difference, masks, scale
+        ctx.tiles, ctx.difference, ctx.masks, ctx.scale = tiles, difference, masks, scale
         ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
-        out_NHV = layout.like(value_NHV)
-        for tile in layout.batch.tiles:
-            query, key, value = layout.gather(tile, query_NMQ, key_NMQ, value_NHV)
+        out_NHV = _one_row_more(value_NHV)
+        for tile in tiles:
+            query, key, value = tile.gather(query_NMQ, key_NMQ, value_NHV)
             out = torch.empty_like(value)
-            for receivers, sources, absent in layout.pieces(tile):
+            for receivers, sources, absent in tile.pieces():
                 attention = _heads(_maps(query[:, :, receivers], key[:, :, sources], absent), difference)
                 kept = apply_mask(attention, masks.take(attention.shape) if masks else None, scale)
                 out[:, :, receivers] = kept.to(value.dtype) @ value[:, :, sources]
-            layout.scatter(out, tile, out_NHV)
+            tile.scatter(out, out_NHV)
         return out_NHV[:-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NHV: Tensor) -> tuple[Tensor | None, ...]:
-        layout: _Layout = ctx.layout
         masks: Masks | None = ctx.masks and ctx.masks.again()
-        gradients = [layout.like(x) for x in ctx.saved_tensors]
-        for tile in layout.batch.tiles:
-            query, key, value, incoming = layout.gather(tile, *ctx.saved_tensors, gradient_NHV)
+        gradients = [_one_row_more(x) for x in ctx.saved_tensors]
+        for tile in ctx.tiles:
+            query, key, value, incoming = tile.gather(*ctx.saved_tensors, gradient_NHV)
             # What is computed for receiving rows that are none must not reach their sources.
-            incoming *= (tile < layout.rows)[:, None, :, None]
+            incoming *= tile.there_BL[:, None, :, None]
             of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-            for receivers, sources, absent in layout.pieces(tile):
+            for receivers, sources, absent in tile.pieces():
                 queries, keys, values = query[:, :, receivers], key[:, :, sources], value[:, :, sources]
                 maps = _maps(queries, keys, absent)
                 attention = _heads(maps, ctx.difference)
@@ -176,9 +187,14 @@ class _Attend(Function):
                 of_query[:, :, receivers] = of_scores @ keys
                 of_key[:, :, sources].add_(of_scores.transpose(-1, -2) @ queries)
             for x_BHLD, out_NHD in zip((of_query, of_key, of_value), gradients, strict=True):
-                layout.scatter(x_BHLD, tile, out_NHD)
+                tile.scatter(x_BHLD, out_NHD)
         of_query, of_key, of_value = (out_NHD[:-1] for out_NHD in gradients)
         return of_query, of_key, of_value, None, None, None
+
+
+def _one_row_more(x_NHD: Tensor) -> Tensor:
+    """An empty tensor to scatter to."""
+    return x_NHD.new_empty(len(x_NHD) + 1, *x_NHD.shape[1:])
 
 
 def _maps(query: Tensor, key: Tensor, absent: Tensor) -> Tensor:

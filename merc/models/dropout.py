@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -65,7 +66,12 @@ def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """X · mask · scale; x itself where there is no mask."""
     if mask is None:
         return x
-    return torch.addcmul(x.new_zeros(()), x, mask.to(x.dtype), value=scale)
+    return torch.addcmul(_zero(x.dtype, x.device), x, mask.to(x.dtype), value=scale)
+
+
+@cache
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 def keep_scale(p: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merc.data.conversation import ConversationBatch
 from merc.models.graphs.banded import attention_band, ends, mix
-from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph, relation_graphs
+from merc.models.graphs.neighbourhood import Neighbourhood, Relation, RelationGraph, relation_graphs
 
 HEADS = 2
 DIALOGUES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=4)
@@ -42,28 +42,28 @@ def to_dense(band: Tensor, hood: Neighbourhood) -> Tensor:
     return dense.index_put((receiver, source), band[block, row, :, candidate])
 
 
-def directions(graph: RelationGraph) -> Tensor:
-    """(N, N) direction of every edge, 0 before, 1 same, 2 after; -1 where there is none."""
+def relations_of_pairs(graph: RelationGraph) -> Tensor:
+    """(N, N) relation of every edge; -1 where there is none."""
     dense, batch = graph.dense(), graph.batch
-    directions = torch.full((sum(batch.lengths),) * 2, -1)
+    relations = torch.full((sum(batch.lengths),) * 2, -1)
     start = 0
     for b, length in enumerate(batch.lengths):
         for i in range(length):
             for j in range(length):
                 if dense[b, i, j]:
-                    directions[start + i, start + j] = 1 + (j > i) - (j < i)
+                    relations[start + i, start + j] = dense[b, i, j]
         start += length
-    return directions
+    return relations
 
 
 def attention_of_all_pairs(
-    ends_NM2: Tensor, relation_MR: Tensor | None, coefficients_H: Tensor | None, directions_NN: Tensor
+    ends_NM2: Tensor, relation_MR: Tensor | None, coefficients_H: Tensor | None, relations_NN: Tensor
 ) -> Tensor:
     """(N, N, H) attention without dropout."""
-    edge_NN1 = (directions_NN >= 0)[..., None]
+    edge_NN1 = (relations_NN >= 0)[..., None]
     scores = ends_NM2[:, None, :, 0] + ends_NM2[None, :, :, 1]
     if relation_MR is not None:
-        scores = scores + relation_MR.T[directions_NN.clamp_min(0)]
+        scores = scores + relation_MR.T[relations_NN.clamp_min(0)]
     exponentials = F.leaky_relu(scores, 0.2).exp() * edge_NN1
     maps = exponentials / exponentials.sum(1, keepdim=True).clamp_min(1e-30)
     return maps if coefficients_H is None else maps[..., 0::2] - coefficients_H * maps[..., 1::2]
@@ -90,12 +90,12 @@ def test_attention_and_its_gradients_equal_dense_ones(
     graph = relation_graphs(batch_of(dialogues, padded), *window, self_loops)["inter_speaker"]
     maps = HEADS * (2 if difference else 1)
     ends_NM2 = doubles(graph.neighbourhood.rows, maps, 2)
-    relation_MR = doubles(maps, 3) if relational else None
+    relation_MR = doubles(maps, len(Relation)) if relational else None
     coefficients_H = doubles(HEADS) if difference else None
     tensors = [x for x in (ends_NM2, relation_MR, coefficients_H) if x is not None]
     banded = attention_band(ends_NM2, relation_MR, coefficients_H, graph, 0.0)
     ours = to_dense(banded, graph.neighbourhood)
-    plain = attention_of_all_pairs(ends_NM2, relation_MR, coefficients_H, directions(graph))
+    plain = attention_of_all_pairs(ends_NM2, relation_MR, coefficients_H, relations_of_pairs(graph))
     torch.testing.assert_close(ours, plain)
     outside = graph.neighbourhood.unblock(banded).abs().sum() - ours.abs().sum()
     assert outside.item() == pytest.approx(0, abs=1e-9)
@@ -117,7 +117,7 @@ def test_gradients_with_dropout_are_those_of_the_function_with_its_mask(differen
         band = attention_band(ends_NM2, relation_MR, coefficients_H if difference else None, graph, 0.4)
         return graph.neighbourhood.unblock(band)
 
-    assert torch.autograd.gradcheck(drop, (doubles(11, maps, 2), doubles(maps, 3), doubles(HEADS)))
+    assert torch.autograd.gradcheck(drop, (doubles(11, maps, 2), doubles(maps, len(Relation)), doubles(HEADS)))
 
 
 def test_dropout_drops_entries_of_the_attention_and_keeps_the_mean() -> None:

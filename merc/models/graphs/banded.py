@@ -72,7 +72,7 @@ def attention_band(
 
     Args:
         ends_NM2: what each row contributes to the score of an edge as its receiving and as its source end.
-        relation_MR: score of an edge of each direction, sources before, same, after; None: all 0.
+        relation_MR: score of an edge of each kind of relation; None: all 0.
         coefficients_H: λ; maps 2h and 2h+1 make head h. None: every map is a head.
         graph: where there are edges.
         dropout: probability with which an entry of A is dropped.
@@ -100,7 +100,7 @@ class _AttentionBand(Function):
         right_GMK = hood.windows(ends_NM2[..., 1]).transpose(1, 2).contiguous()
         scores = left_GSM[..., None] + right_GMK[:, None]
         if relation_MR is not None:
-            scores += relation_MR[:, graph.direction].transpose(0, 1)
+            scores += relation_MR[:, graph.relation].transpose(0, 1)
         F.leaky_relu(scores, SLOPE, inplace=True)
         scores += graph.absent[:, :, None]
         maps = scores.softmax(-1)
@@ -130,7 +130,7 @@ class _AttentionBand(Function):
         if relation_MR is not None:
             per_offset_MSK = gradient.sum(0).transpose(0, 1)
             of_relation = torch.zeros_like(relation_MR).index_add_(
-                1, ctx.graph.direction.flatten(), per_offset_MSK.flatten(1)
+                1, ctx.graph.relation.flatten(), per_offset_MSK.flatten(1)
             )
         return torch.stack([left_NM, right_NM], dim=-1), of_relation, of_coefficients, None, None
 

@@ -133,15 +133,16 @@ class RelationGraph:
         )
 
     @cached_property
-    def direction(self) -> Tensor:
-        """(S, K) int64: index into :attr:`kinds` of the candidates of each row."""
-        return self.neighbourhood.distance(self.connected.device).sign() + 1
+    def relation(self) -> Tensor:
+        """(S, K) int64 :class:`Relation` of the candidates of each row, those to which there is an edge."""
+        earlier, same, later = (int(kind) for kind in self.kinds)
+        distance = self.neighbourhood.distance(self.connected.device)
+        return torch.full_like(distance, same).masked_fill_(distance < 0, earlier).masked_fill_(distance > 0, later)
 
     @property
     def relations(self) -> Tensor:
         """(G, S, K) int64 :class:`Relation` of every candidate to its receiving row; NONE where there is no edge."""
-        kinds = torch.tensor(self.kinds, device=self.connected.device)
-        return kinds[self.direction].where(self.connected, int(Relation.NONE))
+        return self.relation.where(self.connected, int(Relation.NONE))
 
     def dense(self) -> Tensor:
         """(B, L, L) int64 adjacency in the padded layout of the literature; for inspection and tests."""

@@ -52,15 +52,13 @@ class RelationalScores(nn.Module):
         left_MC, right_MC, *_ = self.vector.split(self.parts, dim=1)
         return ends(z_LHD, torch.stack([left_MC, right_MC], dim=1))
 
-    def relations(self, kinds: Sequence[Relation]) -> Tensor | None:
-        """(M, len(kinds)): ⟨a_rel, R[kind]⟩ of each map; None where relations do not matter."""
+    def relations(self) -> Tensor | None:
+        """(M, R): ⟨a_rel, R[kind]⟩ of each map and kind of relation; None where relations do not matter."""
         if self.relation_table is None:
             return None
-        vectors_MR = self.vector[:, -RELATION_DIM:]
-        # Not an index with a list, which would have to be copied to the device first.
-        tables_TRV = torch.stack([self.relation_table[:, kind] for kind in kinds], dim=1)
-        rows = tables_TRV.repeat_interleave(len(vectors_MR) // len(self.relation_table), 0)
-        return (rows @ vectors_MR[..., None]).squeeze(-1)
+        vectors_MV = self.vector[:, -RELATION_DIM:]
+        tables_MRV = self.relation_table.repeat_interleave(len(vectors_MV) // len(self.relation_table), 0)
+        return (tables_MRV @ vectors_MV[..., None]).squeeze(-1)
 
 
 class GraphAttention(nn.Module):
@@ -102,7 +100,7 @@ class GraphAttention(nn.Module):
 
     def attention(self, ends_NM2: Tensor, graph: RelationGraph) -> Tensor:
         """(G, S, H, K) weights of the sources."""
-        relation_MR = self.scores.relations(graph.kinds)
+        relation_MR = self.scores.relations()
         return attention_band(ends_NM2, relation_MR, self.coefficients(), graph, self.dropout.rate)
 
     def attention_maps(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
