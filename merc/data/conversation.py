@@ -53,29 +53,52 @@ class ConversationBatch:
     def device(self) -> torch.device:
         return self.labels.device
 
+    @property
+    def rows(self) -> int:
+        """N."""
+        return sum(self.lengths)
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """L, rows of the longest dialogue."""
+        return max(self.lengths)
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """(B,) int64: the lengths, on the device."""
+        return self._upload(self.lengths)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(B,) int64: the first row of each dialogue."""
+        return self._upload([0, *accumulate(self.lengths)][:-1])
+
     @cached_property
     def dialogues(self) -> Tensor:
         """(N,) int64: the dialogue of each row, 0 … B-1."""
-        return torch.repeat_interleave(self._upload(self.lengths), output_size=sum(self.lengths))
+        return torch.repeat_interleave(self.sizes, output_size=self.rows)
 
     @cached_property
     def positions(self) -> Tensor:
         """(N,) int64: position of each row in its dialogue, from 0."""
-        rows = torch.arange(sum(self.lengths), device=self.device)
-        starts = self._upload([0, *accumulate(self.lengths)][:-1])
-        return rows - starts[self.dialogues]
+        return torch.arange(self.rows, device=self.device) - self.starts[self.dialogues]
 
     @cached_property
     def previous(self) -> Tensor:
         """(N,) int64: the row before each row in its dialogue; before the first stands the last, itself if causal."""
-        rows = torch.arange(sum(self.lengths), device=self.device)
-        lengths = self._upload(self.lengths)[self.dialogues]
+        rows = torch.arange(self.rows, device=self.device)
+        lengths = self.sizes[self.dialogues]
         return torch.where(self.positions == 0, rows if self.causal else rows + lengths - 1, rows - 1)
 
     @cached_property
     def places(self) -> Tensor:
         """(N,) int64: where each row lies in the padded layout, whose B·L rows are counted dialogue after dialogue."""
-        return self.dialogues * max(self.lengths) + self.positions
+        return self.dialogues * self.longest + self.positions
 
     def _upload(self, numbers: Sequence[int]) -> Tensor:
         # With device= in its place, torch.tensor would wait until the device has done all that was asked of it.
@@ -83,7 +106,7 @@ class ConversationBatch:
 
     def pad(self, rows: Tensor) -> Tensor:
         """(N, ...) packed rows → (B, L, ...) with zeros behind each dialogue, L the longest dialogue."""
-        padded = rows.new_zeros(len(self.lengths), max(self.lengths), *rows.shape[1:])
+        padded = rows.new_zeros(self.count, self.longest, *rows.shape[1:])
         return padded.index_put((self.dialogues, self.positions), rows)
 
     def unpad(self, padded: Tensor) -> Tensor:
@@ -123,7 +146,7 @@ class ConversationBatch:
     @cached_property
     def occupied(self) -> Tensor:
         """(B, L) bool: True where the padded layout holds a row."""
-        return torch.arange(max(self.lengths), device=self.device) < self._upload(self.lengths)[:, None]
+        return torch.arange(self.longest, device=self.device) < self.sizes[:, None]
 
     @cached_property
     def mask(self) -> Tensor:
@@ -169,7 +192,7 @@ class ConversationBatch:
     @property
     def utterances(self) -> slice | Tensor:
         """Index of the rows that are utterances."""
-        return slice(sum(self.lengths) - self.filler) if self.present is None else self.present
+        return slice(self.rows - self.filler) if self.present is None else self.present
 
     def to(self, device: Any, non_blocking: bool = False) -> Self:
         """The same batch on another device."""

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from merc.data.conversation import TILE, ConversationBatch
 from merc.models.dropout import Masks, apply_mask, keep_scale
+from merc.models.plain import plain_form
 from merc.models.precision import at_least_single, lower_precision
 
 PIECE = 64
@@ -48,8 +50,26 @@ def attend(
         (N, H, V).
     """
     query_NMQ, key_NMQ, value_NHV = lower_precision(query_NMQ, key_NMQ, value_NHV)
+    if plain_form():
+        absent_B1LL = _absent(batch, to_padding, window)
+        query, key, value = (batch.pad(x_NHD).transpose(1, 2) for x_NHD in (query_NMQ, key_NMQ, value_NHV))
+        attention = _heads(_maps(query, key, absent_B1LL), difference)
+        attention = F.dropout(attention, dropout) if dropout else attention
+        return batch.unpad((attention.to(value.dtype) @ value).transpose(1, 2))
     tiles = _tiles(batch, to_padding, window)
     return cast(Tensor, _Attend.apply(query_NMQ, key_NMQ, value_NHV, tiles, dropout, difference))  # type: ignore[no-untyped-call]
+
+
+def _absent(batch: ConversationBatch, to_padding: bool, window: int | None) -> Tensor:
+    """(B, 1, L or 1, L) float in the padded layout: what to add to scores, as :meth:`_Tile.pieces` has it."""
+    visible = (batch.occupied if to_padding else batch.mask)[:, None, None]
+    if batch.causal or window is not None:
+        steps = torch.arange(batch.longest, device=batch.device)
+        past = batch.longest if window is None else window
+        distance = steps - steps[:, None]
+        visible = visible & (distance >= -past) & (distance <= (0 if batch.causal else past))
+    absent = torch.zeros(visible.shape, device=batch.device)
+    return absent.masked_fill(~visible, torch.finfo(torch.float32).min / 2)
 
 
 def attention_weights(

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from merc.models.plain import plain_form
+
 LEVELS = 256
 
 BLOCK = 2**20
@@ -42,7 +44,7 @@ class Dropout(nn.Dropout):
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Drop entries with probability p and scale the others by 1/(1 − p); p is rounded to a multiple of 1/256."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or plain_form():
         return F.dropout(x, p)
     mask = draw_mask(x, p)
     return x if mask is None else cast(Tensor, _Masked.apply(x, mask, keep_scale(p)))  # type: ignore[no-untyped-call]

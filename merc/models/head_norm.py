@@ -8,11 +8,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from merc.models.plain import plain_form
+
 EPSILON = 1e-5
 
 
 def head_norm_gelu(x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor) -> Tensor:
     """GELU(w_h · (x − mean)/sd + b_h) over the last dimension, weight and bias of each head: (N, H, D) → (N, H, D)."""
+    if plain_form():
+        return F.gelu(_affine(F.layer_norm(x_NHD, x_NHD.shape[-1:], eps=EPSILON), weight_HD, bias_HD))
     return cast(Tensor, _HeadNormGelu.apply(x_NHD, weight_HD, bias_HD))  # type: ignore[no-untyped-call]
 
 

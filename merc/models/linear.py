@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from merc.models.plain import plain_form
+
 WORTHWHILE = 2**24  # multiplications below which a convolution costs more to set up than it saves
 
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -66,6 +68,7 @@ def _convolved(x: Tensor, weight: Tensor) -> bool:
     return (
         not BLAS_AT_HOME
         and ONEDNN
+        and not plain_form()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")

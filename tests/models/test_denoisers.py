@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
 from merc.models.denoisers import RecurrentDenoiser
 from merc.models.denoisers.diff_transformer import DiffAttention, DiffTransformerDenoiser
-from merc.models.denoisers.differential import ShiftedDifference
+from merc.models.denoisers.differential import LocalDelta, ShiftedDifference
 from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.denoisers.transformer import DialogueAttention, TransformerDenoiser
 
@@ -152,3 +153,21 @@ def test_attention_maps_are_what_the_layers_sum_their_values_with(
     place = batch.positions[None, :] - batch.positions[:, None]
     outside = (batch.dialogues[:, None] != batch.dialogues) | (place.abs() > (window or 12)) | (causal & (place > 0))
     assert not maps_NHN.transpose(0, 1)[:, outside].any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_local_delta_is_that_of_each_dialogue_alone(
+    make_batch: Callable[..., ConversationBatch], causal: bool
+) -> None:
+    torch.manual_seed(0)
+    delta = LocalDelta(6)
+    batch = replace(make_batch(lengths=(4, 1, 7)), causal=causal)
+    x_ND = torch.randn(12, 6)
+    start = 0
+    for length, out in zip(batch.lengths, delta(x_ND, batch).split(batch.lengths), strict=True):
+        x_LD = x_ND[start : start + length]
+        around = F.pad(x_LD, (0, 0, 2, 0) if causal else (0, 0, 1, 1)).unfold(0, 3, 1)
+        local_LD = torch.einsum("ldk,dk->ld", around, delta.convolution.weight[:, 0]) + delta.convolution.bias
+        expected = x_LD + delta.alpha * delta.gate(x_LD).sigmoid() * delta.norm(local_LD)
+        torch.testing.assert_close(out, expected)
+        start += length

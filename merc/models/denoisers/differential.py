@@ -58,7 +58,7 @@ class AddedPositions(nn.Module):
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        out_ND: Tensor = x_ND + self.positions(batch.positions, max(batch.lengths))
+        out_ND: Tensor = x_ND + self.positions(batch.positions, batch.longest)
         return out_ND
 
 
@@ -82,9 +82,8 @@ class LocalDelta(nn.Module):
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
         x_BDL = batch.pad(x_ND).transpose(1, 2)
-        if batch.causal:  # the kernel's three rows end at the receiving one, instead of being centred on it
-            x_BDL = F.pad(x_BDL, (1, 0))[..., :-1]
-        convolved_BDL = self.convolution(x_BDL)
+        # Causal, the kernel's three rows end at the receiving one, instead of being centred on it.
+        convolved_BDL = self.convolution(F.pad(x_BDL, (1, 0)))[..., :-1] if batch.causal else self.convolution(x_BDL)
         local_ND = self.norm(batch.unpad(convolved_BDL.transpose(1, 2)))
         out_ND: Tensor = x_ND + self.alpha * self.gate(x_ND).sigmoid() * local_ND
         return out_ND

@@ -98,7 +98,7 @@ class PositionedLayers(nn.Module):
 
     def forward(self, x_ND: Tensor, speaker_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) rows and (N, D) speaker vectors → (N, D)."""
-        x_ND = self.dropout(x_ND + self.positions(batch.positions, max(batch.lengths)) + speaker_ND)
+        x_ND = self.dropout(x_ND + self.positions(batch.positions, batch.longest) + speaker_ND)
         for layer in self.layers:
             x_ND = layer(x_ND, batch)
         return x_ND

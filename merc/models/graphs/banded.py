@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from merc.models.dropout import apply_mask, draw_mask, keep_scale
 from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph
+from merc.models.plain import plain_form
 from merc.models.precision import at_least_single
 
 SLOPE = 0.2
@@ -31,7 +32,11 @@ def ends(z_LHD: Tensor, vectors_M2C: Tensor) -> tuple[Tensor, Tensor]:
         (L, M, 2), and z_LHD itself. Whatever else is computed from the rows should take these: the gradient from there
         is then added to, not copied and summed. It must be nobody else's.
     """
-    ends_LM2, z_LHD = _Ends.apply(z_LHD, vectors_M2C.to(z_LHD.dtype))  # type: ignore[no-untyped-call]
+    vectors_M2C = vectors_M2C.to(z_LHD.dtype)
+    if plain_form():
+        parts_LMC = z_LHD.flatten(1).unflatten(1, vectors_M2C.shape[::2])
+        return torch.einsum("lmc,mec->lme", parts_LMC, vectors_M2C), z_LHD
+    ends_LM2, z_LHD = _Ends.apply(z_LHD, vectors_M2C)  # type: ignore[no-untyped-call]
     return ends_LM2, z_LHD
 
 
@@ -82,7 +87,23 @@ def attention_band(
     """
     relation_MR, coefficients_H = (x if x is None else at_least_single(x) for x in (relation_MR, coefficients_H))
     inputs = (at_least_single(ends_NM2), relation_MR, coefficients_H)
+    if plain_form():
+        return _plain_attention_band(*inputs, graph, dropout)
     return cast(Tensor, _AttentionBand.apply(*inputs, graph, dropout))  # type: ignore[no-untyped-call]
+
+
+def _plain_attention_band(
+    ends_NM2: Tensor, relation_MR: Tensor | None, coefficients_H: Tensor | None, graph: RelationGraph, dropout: float
+) -> Tensor:
+    hood = graph.neighbourhood
+    scores = hood.blocks(ends_NM2[..., 0])[..., None] + hood.windows(ends_NM2[..., 1]).transpose(1, 2)[:, None]
+    if relation_MR is not None:
+        scores = scores + relation_MR[:, graph.relation].transpose(0, 1)
+    maps = (F.leaky_relu(scores, SLOPE) + graph.absent[:, :, None]).softmax(-1)
+    if graph.has_isolated_rows:
+        maps = maps * graph.connected[:, :, None]
+    attention = maps if coefficients_H is None else _difference(maps, coefficients_H)
+    return F.dropout(attention, dropout) if dropout else attention
 
 
 class _AttentionBand(Function):
@@ -142,6 +163,9 @@ def _difference(maps: Tensor, coefficients_H: Tensor) -> Tensor:
 
 def mix(attention: Tensor, values_ND: Tensor, hood: Neighbourhood) -> Tensor:
     """Sum of the sources' values: (G, S, H, K) attention and (N, D) values, the same for all heads → (N, H, D)."""
+    if plain_form():
+        weights = attention.to(values_ND.dtype)
+        return hood.unblock(torch.einsum("gshk,gkd->gshd", weights, hood.windows(values_ND)))
     return cast(Tensor, _Mix.apply(attention.to(values_ND.dtype), values_ND, hood))  # type: ignore[no-untyped-call]
 
 

@@ -49,9 +49,9 @@ class Neighbourhood:
     @classmethod
     def of(cls, batch: ConversationBatch, past: int, future: int) -> "Neighbourhood":
         """The neighbourhood of a batch; windows beyond the longest dialogue cost nothing."""
-        furthest = max(batch.lengths) - 1
+        furthest = batch.longest - 1
         past, future = min(past, furthest), min(future, furthest)
-        return cls(sum(batch.lengths), past, future, size=max(8, (past + future) // 2))
+        return cls(batch.rows, past, future, size=max(8, (past + future) // 2))
 
     @property
     def count(self) -> int:
@@ -128,7 +128,7 @@ class RelationGraph:
     def absent(self) -> Tensor:
         """(G, S, K) float: what to add to the score of a candidate, a huge negative number where there is no edge."""
         # Half of the smallest number, so that the sum with a score remains finite.
-        return torch.zeros(self.connected.shape, device=self.connected.device).masked_fill_(
+        return torch.zeros(self.connected.shape, device=self.connected.device).masked_fill(
             ~self.connected, torch.finfo(torch.float32).min / 2
         )
 

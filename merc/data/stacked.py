@@ -1,0 +1,93 @@
+"""Batches of several seeds side by side, filled up to one size, for :func:`torch.func.vmap`.
+
+S is the number of batches. Behind the utterances of a shorter batch come rows that stand for nothing, in dialogues of
+their own (:meth:`ConversationBatch.with_filler`), and nobody counts them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from merc.data.conversation import ConversationBatch
+
+
+@dataclass(frozen=True)
+class FramedBatch(ConversationBatch):
+    """One batch of several, as vmap shows it: what follows from ``lengths`` elsewhere comes from a tensor, ``frame``.
+
+    Attributes:
+        lengths: empty, since the batches differ in them.
+        frame: (B, L) bool, True where the padded layout holds a row; dialogues may be empty.
+    """
+
+    frame: Tensor = field(kw_only=True)
+
+    @property
+    def rows(self) -> int:
+        return self.labels.shape[0]
+
+    @property
+    def count(self) -> int:
+        return self.frame.shape[0]
+
+    @property
+    def longest(self) -> int:
+        return self.frame.shape[1]
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        return self.frame.sum(1)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        return self.sizes.cumsum(0) - self.sizes
+
+    @cached_property
+    def dialogues(self) -> Tensor:
+        # As many dialogues end before a row as its own has predecessors.
+        rows = torch.arange(self.rows, device=self.device)
+        return (rows[:, None] >= self.sizes.cumsum(0)).sum(1)
+
+    @cached_property
+    def occupied(self) -> Tensor:
+        return self.frame
+
+
+@dataclass(frozen=True)
+class StackedBatches:
+    """S batches of one size.
+
+    Attributes:
+        fields: arguments of :class:`FramedBatch`, tensors with S as their first dimension.
+        real: (S, N) bool, False in rows of filler.
+    """
+
+    fields: dict[str, Any]
+    real: Tensor
+
+
+def stack_batches(batches: Sequence[ConversationBatch]) -> StackedBatches:
+    """Fill up some batches to one size and put them side by side."""
+    rows, device = max(batch.rows for batch in batches), batches[0].device
+    filled = [batch.with_filler(rows - batch.rows) for batch in batches]
+    longest, count = max(batch.longest for batch in filled), max(batch.count for batch in filled)
+    sizes = [[*batch.lengths, *[0] * (count - batch.count)] for batch in filled]
+    sizes_SB = torch.tensor(sizes).to(device, non_blocking=True)
+    real_S = torch.tensor([batch.rows for batch in batches]).to(device, non_blocking=True)
+    fields = {
+        "features": {m: torch.stack([batch.features[m] for batch in filled]) for m in batches[0].features},
+        "speakers": torch.stack([batch.speakers for batch in filled]),
+        "labels": torch.stack([batch.labels for batch in filled]),
+        "frame": torch.arange(longest, device=device) < sizes_SB[..., None],
+    }
+    return StackedBatches(fields, torch.arange(rows, device=device) < real_S[:, None])
+
+
+def stack_rows(tables: Sequence[Tensor], rows: int) -> Tensor:
+    """S tables of at most N rows, filled up with zeros → (S, N, ...)."""
+    return torch.stack([F.pad(table, [0, 0] * (table.ndim - 1) + [0, rows - len(table)]) for table in tables])
