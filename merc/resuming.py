@@ -25,16 +25,16 @@ def seed_everything(*key: int) -> None:
 
 
 class EpochSeeds(L.Callback):
-    """Seeds all generators at the start of each epoch from the run's seed, the epoch and the rank.
+    """Seeds all generators at the start of each epoch from the run's seed (or several), the epoch and the rank.
 
     So an epoch draws the same numbers whatever was drawn before it. Nothing else of the generators need be saved.
 
     Args:
-        seed: the run's seed.
+        seeds: the run's seed; of runs that are trained at once those of all.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, *seeds: int) -> None:
+        self.seeds = seeds
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -42,7 +42,7 @@ class EpochSeeds(L.Callback):
         # Not on_train_epoch_start: Lightning makes the loader's iterator, which draws a number, before that hook in
         # the first epoch of a process and behind it in the others.
         if batch_idx == 0:
-            seed_everything(self.seed, trainer.current_epoch, trainer.global_rank)
+            seed_everything(*self.seeds, trainer.current_epoch, trainer.global_rank)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -27,7 +27,7 @@ from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
 from merc.ranges import refuse_out_of_range
 from merc.reporting.corpus import describe_corpus
-from merc.reporting.costs import measure_costs
+from merc.reporting.costs import measure_costs, of_seeds_at_once
 from merc.reporting.environment import describe_environment
 from merc.reporting.history import summarize
 from merc.reporting.loggers import log_closing, open_logger
@@ -39,6 +39,8 @@ from merc.reporting.recorder import Recorder
 from merc.reporting.run_folder import RunFolder, claim, run_name, run_path
 from merc.reporting.tables import closing_line, closing_tables, show
 from merc.resuming import AtomicCheckpoints, EpochSeeds, seed_everything
+
+Module = TypeVar("Module", bound=EmotionRecognition)
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Those that leave the batches as they are; Lightning also takes them without what follows the hyphen."""
@@ -65,24 +67,21 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
     """
     quiet_lightning()
     keep_freed_memory()
-    config = plain(cfg)
-    _refuse_single_experiment(config)
-    for key in ("experiment", "variants"):  # say which table the run is for, and are the same run for another one
-        config.pop(key, None)
-    name = _name(cfg)
+    config = run_config(cfg)
+    name = run_name_of(cfg)
     folder = RunFolder(run_path(cfg, name))
     group = name if cfg.run_dir else folder.path.parent.name
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        _fit(config, folder, group, observers)
+        fit_run(config, folder, group, observers)
         return {}
     if not _sweeping():  # in a sweep the run's folder keeps the message
-        _refuse_mistakes(config)
+        refuse_mistakes(config)
     with claim(folder, config, resume=cfg.resume, overwrite=cfg.overwrite):
         if not folder.finished:
             if _sweeping():
-                _refuse_mistakes(config)
+                refuse_mistakes(config)
             write_json(folder.environment, describe_environment())
-            _fit(config, folder, group, observers)
+            fit_run(config, folder, group, observers)
     metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
     if _sweeping():
         print(closing_line(metrics, folder.path), flush=True)
@@ -91,7 +90,23 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
     return metrics
 
 
-def _refuse_mistakes(config: Mapping[str, Any]) -> None:
+def run_config(cfg: DictConfig) -> dict[str, Any]:
+    """The plain resolved configuration of a run, without what is the same run for another table or beside others.
+
+    Raises:
+        MercError: it is an experiment, and not in a sweep.
+    """
+    config = plain(cfg)
+    _refuse_single_experiment(config)
+    return {key: value for key, value in config.items() if key not in ("experiment", "variants", "seeds_per_process")}
+
+
+def refuse_mistakes(config: Mapping[str, Any]) -> None:
+    """Refuse what can be seen to be wrong before anything is built.
+
+    Raises:
+        MercError: stages contradict each other, a number is out of range, or a plugin is not there.
+    """
     refuse_contradictions(config)
     refuse_out_of_range(config)
     check_plugins(config["plugins"])
@@ -108,18 +123,24 @@ def _refuse_single_experiment(config: Mapping[str, Any]) -> None:
         raise MercError(f"The experiment {name} is several runs. Add -m to run them: -m experiment={name}.")
 
 
-def _name(cfg: DictConfig) -> str:
+def run_name_of(cfg: DictConfig) -> str:
     """``<model>-<data>``, the choices on the command line."""
     return run_name(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else str(cfg.corpus.name)
 
 
-def _fit(config: dict[str, Any], folder: RunFolder, group: str, observers: Sequence[L.Callback]) -> None:
-    """Everything between an empty run folder, or a checkpoint in it, and a complete one."""
+def build_run(config: dict[str, Any], kind: type[Module]) -> tuple[ConversationDataModule, Module]:
+    """The data and the module of a run, drawn with its seed."""
     seed_everything(config["seed"])
     data: ConversationDataModule = instantiate(config["data"], config["plugins"])
     data.setup()
-    module = EmotionRecognition(config, data.info)
+    module = kind(config, data.info)
     module.evaluation_splits = data.evaluation_splits
+    return data, module
+
+
+def fit_run(config: dict[str, Any], folder: RunFolder, group: str, observers: Sequence[L.Callback] = ()) -> None:
+    """Everything between an empty run folder, or a checkpoint in it, and a complete one."""
+    data, module = build_run(config, EmotionRecognition)
     with open_logger(config, folder, group) as logger:
         recorder = Recorder(folder)
         trainer = build_trainer(
@@ -132,9 +153,10 @@ def _fit(config: dict[str, Any], folder: RunFolder, group: str, observers: Seque
         if has_room(trainer.strategy.root_device, data.feature_bytes):
             data.reside(trainer.strategy.root_device)
         checkpoint = folder.last if config["resume"] and folder.last.exists() else None
-        _run(trainer, module, data, checkpoint)
+        evaluation = [_share(loader, trainer) for loader in data.val_dataloader()]
+        run_trainer(trainer, module, data.train_dataloader(), evaluation, checkpoint)
         if trainer.is_global_zero:
-            _close(trainer, module, data, recorder, logger)
+            close_run(trainer, module, data, recorder, logger)
 
 
 def _train_callbacks(config: dict[str, Any], recorder: Recorder) -> list[L.Callback]:
@@ -176,13 +198,28 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     return trainer
 
 
-def _run(trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataModule, checkpoint: Path | None) -> None:
+def run_trainer(
+    trainer: L.Trainer, module: L.LightningModule, training: Any, evaluation: Sequence[Any], checkpoint: Path | None
+) -> None:
+    """Train, and explain what goes wrong.
+
+    Args:
+        trainer: of :func:`build_trainer`.
+        module: what is trained.
+        training: its loader, or several, of which each step gets a batch.
+        evaluation: a loader for each evaluated split.
+        checkpoint: to go on from.
+
+    Raises:
+        MercError: Lightning refuses the run, or the device ran out of memory.
+        KeyboardInterrupt: the run was stopped.
+    """
     try:
         # A checkpoint holds plain values and tensors only.
         trainer.fit(
             module,
-            train_dataloaders=data.train_dataloader(),
-            val_dataloaders=[_share(loader, trainer) for loader in data.val_dataloader()],
+            train_dataloaders=training,
+            val_dataloaders=evaluation,
             ckpt_path=checkpoint,
             weights_only=True,
         )
@@ -192,8 +229,8 @@ def _run(trainer: L.Trainer, module: EmotionRecognition, data: ConversationDataM
         raise KeyboardInterrupt("Stopped. The same command with resume=true goes on from the last epoch.") from stop
     except torch.OutOfMemoryError as error:
         raise MercError(
-            "The device ran out of memory. Lower hyperparameters.batch_size or hyperparameters.hidden_dim, "
-            "or try trainer.precision=bf16-mixed."
+            "The device ran out of memory. Lower hyperparameters.batch_size or hyperparameters.hidden_dim (in a sweep "
+            "also seeds_per_process), or try trainer.precision=bf16-mixed."
         ) from error
 
 
@@ -207,12 +244,13 @@ def _share(loader: DataLoader[int], trainer: L.Trainer) -> DataLoader[int]:
     return DataLoader(loader.dataset, loader.batch_size, sampler=sampler, collate_fn=loader.collate_fn)
 
 
-def _close(
+def close_run(
     trainer: L.Trainer,
     module: EmotionRecognition,
     data: ConversationDataModule,
     recorder: Recorder,
     logger: Logger | None,
+    seeds_at_once: int = 1,
 ) -> None:
     """Write metrics.json, costs, and the predictions of the selected epoch, of the last one without validation."""
     folder = recorder.folder
@@ -228,7 +266,8 @@ def _close(
     }
     write_predictions(folder.predictions, splits)
     write_json(folder.corpus, describe_corpus(data))
-    write_json(folder.costs, measure_costs(trainer, module, data, recorder.history))
+    costs = measure_costs(trainer, module, data, recorder.history)
+    write_json(folder.costs, costs if seeds_at_once == 1 else of_seeds_at_once(costs, seeds_at_once))
     write_json(folder.metrics, metrics)
     if logger is not None:
         log_closing(logger, metrics, splits)

@@ -61,6 +61,7 @@ class GradientModulation(BalancingPolicy):
     """
 
     needs_unimodal_heads: ClassVar[bool] = True
+    trains_alone: ClassVar[bool] = True
 
     def __init__(self, alpha: float, noise: bool, warmup_epochs: int) -> None:
         super().__init__(warmup_epochs)

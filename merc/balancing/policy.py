@@ -33,11 +33,14 @@ class BalancingPolicy(L.Callback):
     Attributes:
         needs_unimodal_heads: it compares the modalities by their own predictions.
         steers_dropout: it acts through the model's ``balancing`` stage.
+        trains_alone: it needs more of a run than that stage, the hooks of epochs and a log, and so not several seeds at
+            once (merc/stacking/).
         active: the warm-up is over.
     """
 
     needs_unimodal_heads: ClassVar[bool] = False
     steers_dropout: ClassVar[bool] = False
+    trains_alone: ClassVar[bool] = False
 
     def __init__(self, warmup_epochs: int) -> None:
         self.warmup_epochs = warmup_epochs

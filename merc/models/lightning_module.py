@@ -1,6 +1,6 @@
 """The training contract: what a step, an epoch and a checkpoint are. The mathematics is the model's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -80,15 +80,7 @@ class EmotionRecognition(L.LightningModule):
     def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
         """The loss of one batch; logged per epoch, weighted by utterances."""
         losses = self.objective(self(batch), batch.labels)
-        self.log_dict(
-            {
-                f"train/{'loss' if name == 'total' else f'loss_{name}'}": value.detach()
-                for name, value in losses.items()
-            },
-            on_step=False,
-            on_epoch=True,
-            batch_size=sum(batch.lengths),
-        )
+        self.log_dict(logged_losses(losses), on_step=False, on_epoch=True, batch_size=batch.rows)
         return cast(Tensor, losses["total"])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -99,8 +91,12 @@ class EmotionRecognition(L.LightningModule):
     def validation_step(self, batch: ConversationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of an evaluated split."""
         prediction = self(batch)
-        split = self._split(self.evaluation_splits[dataloader_idx])
-        split.update(self.objective(prediction, batch.labels)["total"], prediction.fused.argmax(-1), batch.labels)
+        loss = self.objective(prediction, batch.labels)["total"]
+        self.count(dataloader_idx, loss, prediction.fused.argmax(-1), batch.labels)
+
+    def count(self, dataloader_idx: int, loss: Tensor, predicted_N: Tensor, labels_N: Tensor) -> None:
+        """Count a batch of an evaluated split: its mean loss, (N,) predicted and (N,) true class ids."""
+        self._split(self.evaluation_splits[dataloader_idx]).update(loss, predicted_N, labels_N)
 
     def _split(self, name: str) -> SplitScores:
         return cast(SplitScores, self.split_scores[name])
@@ -122,18 +118,7 @@ class EmotionRecognition(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser and, if any, the scheduler stepped once per epoch."""
-        plugins = self.config["plugins"]
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = instantiate(self.config["optimizer"], plugins, params=trainable)
-        if self.config["scheduler"]["_target_"] is None:
-            return optimizer
-        scheduler = instantiate(self.config["scheduler"], plugins, optimizer=optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise MercError(
-                "ReduceLROnPlateau follows a score of the run, which a scheduler does not get here. Choose one that "
-                "follows the epochs, such as scheduler=cosine."
-            )
-        return [optimizer], [scheduler]
+        return build_optimizers(self.config, self.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store, as plain containers, what rebuilds the model."""
@@ -158,6 +143,31 @@ class EmotionRecognition(L.LightningModule):
         module = cls({**stored["config"], "plugins": list(plugins)}, CorpusInfo.from_dict(stored["info"]))
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
+
+
+def logged_losses(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The losses of an objective under the names that they are logged by."""
+    return {f"train/{'loss' if name == 'total' else f'loss_{name}'}": loss.detach() for name, loss in losses.items()}
+
+
+def build_optimizers(config: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> Any:
+    """The optimiser of those parameters that are trained, and a scheduler if the configuration has one.
+
+    Raises:
+        MercError: they cannot be built with their settings, or the scheduler follows a score.
+    """
+    plugins = config["plugins"]
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = instantiate(config["optimizer"], plugins, params=trainable)
+    if config["scheduler"]["_target_"] is None:
+        return optimizer
+    scheduler = instantiate(config["scheduler"], plugins, optimizer=optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise MercError(
+            "ReduceLROnPlateau follows a score of the run, which a scheduler does not get here. Choose one that "
+            "follows the epochs, such as scheduler=cosine."
+        )
+    return [optimizer], [scheduler]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

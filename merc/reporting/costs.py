@@ -4,7 +4,7 @@ Times are those of this machine, with whatever else it did; parameters and opera
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from statistics import median
 from typing import Any
@@ -51,6 +51,17 @@ def measure_costs(
         "precision": str(trainer.precision),
         "threads": torch.get_num_threads(),
     }
+
+
+def of_seeds_at_once(costs: Mapping[str, Any], seeds: int) -> dict[str, Any]:
+    """The costs of one of several seeds that were trained at once.
+
+    What their training took is that of all: it stands by itself under ``seeds_at_once``, with their number, where no
+    report takes it for the time of a run.
+    """
+    training = {key: value for key, value in costs.items() if key.startswith("train_")}
+    own = {key: value for key, value in costs.items() if key not in training}
+    return own | {"seeds_at_once": {"seeds": seeds} | training}
 
 
 def _training(history: Sequence[Epoch], batches: int, utterances_per_batch: float) -> dict[str, float]:

@@ -13,6 +13,10 @@ from merc.reporting.history import Epoch, per_class_values, selected_epoch, spli
 from merc.reporting.run_folder import RunFolder
 
 
+class DivergenceError(MercError):
+    """The training loss is no longer a number."""
+
+
 class Recorder(Checkpoint):
     """Keeps every epoch's numbers and writes metrics.csv, status.json and the checkpoints.
 
@@ -23,7 +27,8 @@ class Recorder(Checkpoint):
         folder: where to write.
 
     Raises:
-        MercError: the training loss is no longer a number, or a file cannot be written.
+        DivergenceError: the training loss is no longer a number.
+        MercError: a file cannot be written.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -86,7 +91,7 @@ class Recorder(Checkpoint):
 
 def _refuse_divergence(epoch: int, loss: float) -> None:
     if not math.isfinite(loss):
-        raise MercError(
+        raise DivergenceError(
             f"The training loss is {loss} after epoch {epoch}: training diverged. Lower hyperparameters.learning_rate, "
             "or set trainer.gradient_clip_val=1."
         )

@@ -2,16 +2,17 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from merc.cli import Command, report
 from merc.reporting.run_folder import RunLockedError
+from merc.stacking import train_together
 from merc.sweeping.devices import claim_gpu
 
 
@@ -38,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """What a launcher calls: a command's job that reports its error instead of raising it.
+    """What a launcher calls: a command's job, with one seed or a list of them, that reports errors instead of raising.
 
     Args:
         command: whose job it is.
@@ -48,7 +49,7 @@ class SweepJob:
     command: Command
     program: str
 
-    def __call__(self, cfg: DictConfig) -> Outcome:
+    def __call__(self, cfg: DictConfig) -> list[Outcome]:
         settings = HydraConfig.get()
         if settings.sweeper.threads is not None:
             torch.set_num_threads(settings.sweeper.threads)
@@ -58,16 +59,33 @@ class SweepJob:
         arguments, sys.argv = sys.argv, [self.program, *settings.overrides.task]
         environment = dict(os.environ)
         try:
-            self.command.job(cfg)
-        except RunLockedError:
-            return Outcome(Result.ELSEWHERE)
-        except Exception as error:
-            report(error, self.command.config_name)
-            return Outcome(Result.FAILED, str(error) or type(error).__name__)
+            errors = self._errors(cfg)
         finally:
             sys.argv = arguments
             _leave_distributed_run(environment)
+        for error in dict.fromkeys(errors):  # what befell several seeds is said once
+            if error is not None and not isinstance(error, RunLockedError):
+                report(error, self.command.config_name)
+        return [_outcome(error) for error in errors]
+
+    def _errors(self, cfg: DictConfig) -> Sequence[Exception | None]:
+        """What kept each seed from finishing; None where it finished."""
+        several = isinstance(cfg.seed, ListConfig)
+        try:
+            if several:
+                return train_together(cfg)
+            self.command.job(cfg)
+        except Exception as error:
+            return [error] * (len(cfg.seed) if several else 1)
+        return [None]
+
+
+def _outcome(error: Exception | None) -> Outcome:
+    if error is None:
         return Outcome(Result.DONE)
+    if isinstance(error, RunLockedError):
+        return Outcome(Result.ELSEWHERE)
+    return Outcome(Result.FAILED, str(error) or type(error).__name__)
 
 
 def _leave_distributed_run(environment: Mapping[str, str]) -> None:

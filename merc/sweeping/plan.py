@@ -34,12 +34,14 @@ class Plan:
     Args:
         run_root: folder of the run folders.
         overwrite: run what is finished once more.
+        seeds_per_process: most seeds of one configuration that are trained at once.
         manifest: None without an experiment.
         jobs: variant by variant, each with its seeds.
     """
 
     run_root: Path
     overwrite: bool
+    seeds_per_process: int
     manifest: Manifest | None
     jobs: Sequence[Job]
 
@@ -87,10 +89,10 @@ class Planner:
             seeds: those of the command line, which replace the experiment's.
         """
         base = self._compose([*choice, *common])
-        run_root = Path(base.run_root)
+        run_root, together = Path(base.run_root), _seeds_per_process(base)
         experiment = _experiment(base)
         if experiment is None:
-            return Plan(run_root, base.overwrite, None, self._jobs("", [*choice, *common], base, seeds))
+            return Plan(run_root, base.overwrite, together, None, self._jobs("", [*choice, *common], base, seeds))
         jobs = [
             job
             for variant in experiment.variants
@@ -102,7 +104,8 @@ class Planner:
         if base.variants is not None:
             overrides.append(f"variants=[{','.join(base.variants)}]")
         data, corpus = base.hydra.runtime.choices.data, base.corpus.name
-        return Plan(run_root, base.overwrite, Manifest(experiment.name, data, corpus, overrides, jobs), jobs)
+        manifest = Manifest(experiment.name, data, corpus, overrides, jobs)
+        return Plan(run_root, base.overwrite, together, manifest, jobs)
 
     def _variant(
         self, experiment: Experiment, variant: str, choice: list[str], common: list[str], seeds: list[int]
@@ -162,6 +165,13 @@ def _seed(override: str) -> int:
     if not value.isdigit():
         raise MercError(f"seed={value} is not a whole number, which is needed there.")
     return int(value)
+
+
+def _seeds_per_process(base: DictConfig) -> int:
+    number = base.seeds_per_process
+    if type(number) is not int or number < 1:
+        raise MercError(f"seeds_per_process={number}: give a whole number of at least 1.")
+    return number
 
 
 def _folder(cfg: DictConfig, choices: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.plugins import Plugins
@@ -32,7 +32,7 @@ class Sweep:
         context: of Hydra.
         command: whose job is to be done.
         config: of the multirun itself.
-        max_batch_size: jobs handed to the launcher at a time; None: all.
+        max_batch_size: jobs handed to the launcher at a time, seeds trained at once being one; None: all.
 
     Raises:
         MercError: the launcher is not installed.
@@ -67,7 +67,7 @@ class Sweep:
                 plan.manifest.write(plan.run_root)
         jobs = {plan.run_root / job.run: job for plan in reversed(plans) for job in reversed(plan.jobs)}
         waiting = {
-            plan.run_root / job.run: job
+            plan.run_root / job.run: (job, plan.seeds_per_process)
             for plan in plans
             for job in plan.jobs
             if plan.overwrite or not RunFolder(plan.run_root / job.run).finished
@@ -78,28 +78,58 @@ class Sweep:
             raise KeyboardInterrupt("The sweep was stopped. The same command goes on with it.") from interrupt
         _summarize(jobs, outcomes)
 
-    def _run(self, jobs: Mapping[Path, Job]) -> dict[Path, Outcome]:
-        """Run these jobs; those that another process had are looked at again in the end, since it may have died."""
+    def _run(self, jobs: Mapping[Path, tuple[Job, int]]) -> dict[Path, Outcome]:
+        """Run these jobs; those that another process had are looked at again in the end, since it may have died.
+
+        Args:
+            jobs: run folder → its job, and how many seeds may be trained at once.
+        """
         outcomes: dict[Path, Outcome] = {}
         waiting = list(jobs)
         while waiting:
-            size = self.max_batch_size or len(waiting)
-            for start in range(0, len(waiting), size):
-                batch = waiting[start : start + size]
-                outcomes |= self._launch({path: jobs[path] for path in batch}, start)
+            groups = _groups({path: jobs[path] for path in waiting})
+            size = self.max_batch_size or len(groups)
+            for start in range(0, len(groups), size):
+                outcomes |= self._launch(groups[start : start + size], start)
             folders = [RunFolder(path) for path in waiting if outcomes[path].result is Result.ELSEWHERE]
             waiting = [folder.path for folder in folders if not (folder.locked or folder.finished)]
         return outcomes
 
-    def _launch(self, batch: Mapping[Path, Job], first: int) -> dict[Path, Outcome]:
-        overrides = [list(job.overrides) for job in batch.values()]
+    def _launch(self, groups: Sequence[Mapping[Path, Job]], first: int) -> dict[Path, Outcome]:
+        overrides = [_overrides(list(group.values())) for group in groups]
         try:
             returns = self.launcher.launch(overrides, initial_job_idx=first)
         except Exception as error:
             # A process that was killed, or a queue that refuses: what the other jobs have done stands in their folders.
             report(error, self.config_name)
-            return {path: _left_behind(RunFolder(path), error) for path in batch}
-        return {path: done.return_value for path, done in zip(batch, returns, strict=True)}
+            return {path: _left_behind(RunFolder(path), error) for group in groups for path in group}
+        return {
+            path: outcome
+            for group, done in zip(groups, returns, strict=True)
+            for path, outcome in zip(group, done.return_value, strict=True)
+        }
+
+
+def _groups(jobs: Mapping[Path, tuple[Job, int]]) -> list[dict[Path, Job]]:
+    """Jobs that differ in nothing but the seed together, up to the number that each says; in the order of the first."""
+    groups: list[dict[Path, Job]] = []
+    open_groups: dict[tuple[object, ...], dict[Path, Job]] = {}
+    for path, (job, most) in jobs.items():
+        alike = (most, *(override for override in job.overrides if override != f"seed={job.seed}"))
+        group = open_groups.get(alike, {})
+        if not group or len(group) == most:
+            group = open_groups[alike] = {}
+            groups.append(group)
+        group[path] = job
+    return groups
+
+
+def _overrides(jobs: Sequence[Job]) -> list[str]:
+    """The overrides of a job, or of several with the list of their seeds."""
+    if len(jobs) == 1:
+        return list(jobs[0].overrides)
+    seeds = f"seed=[{','.join(str(job.seed) for job in jobs)}]"
+    return [seeds if override == f"seed={jobs[0].seed}" else override for override in jobs[0].overrides]
 
 
 def _left_behind(folder: RunFolder, error: Exception) -> Outcome:

@@ -12,7 +12,8 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from merc.reporting.run_folder import RunFolder
-from merc.sweeping.manifest import find_manifests, read_manifest
+from merc.sweeping.manifest import Job, find_manifests, read_manifest
+from merc.sweeping.sweeper import _groups, _overrides
 from tests.sweeping.conftest import TINY
 
 Sweep = Callable[..., tuple[int, str, str]]
@@ -133,3 +134,56 @@ def test_a_launcher_that_gives_up_ends_in_failed_jobs(sweep: Sweep, monkeypatch:
     assert status == 1
     assert "The launcher gave up: a worker was killed" in out
     assert err.splitlines()[-1] == "Error: 3 of 3 jobs failed. The same command tries them again."
+
+
+def job_of(seed: int, *overrides: str) -> tuple[Job, int]:
+    return Job("", seed, [*overrides, f"seed={seed}", "resume=true"], f"{'-'.join(overrides)}/{seed}"), 2
+
+
+def test_jobs_that_differ_in_the_seed_alone_are_grouped() -> None:
+    jobs = [job_of(seed, graph) for graph in ("graph=gcn", "graph=gat") for seed in (1, 2, 3)]
+    jobs.insert(1, (jobs[0][0], 1))  # of a plan that asks for one seed at a time
+    groups = _groups({Path(f"{i}"): job for i, job in enumerate(jobs)})
+    assert [[int(str(path)) for path in group] for group in groups] == [[0, 2], [1], [3], [4, 5], [6]]
+    assert _overrides(list(groups[0].values())) == ["graph=gcn", "seed=[1,2]", "resume=true"]
+    assert _overrides(list(groups[1].values())) == ["graph=gcn", "seed=1", "resume=true"]
+
+
+def test_seeds_of_a_variant_are_trained_at_once(sweep: Sweep) -> None:
+    arguments = (*EXPERIMENT, "variants=[text]", "seeds_per_process=2")
+    status, out, err = sweep(*arguments)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == "Sweep of 3 jobs: 3 done"
+    sizes = [json.loads(folder.costs.read_text()).get("seeds_at_once", {}).get("seeds") for folder in folders()]
+    assert sizes == [2, 2, None]
+    commands = [json.loads(folder.environment.read_text())["command"] for folder in folders()]
+    assert ["seed=1" in command for command in commands] == [True, False, False]
+    assert sweep(*arguments[:-1])[1] == "Sweep of 3 jobs: 3 finished before\n"
+
+
+def test_what_cannot_be_stacked_says_so_for_every_seed(sweep: Sweep) -> None:
+    refused = (*TINY, "seed=1,2", "balancing=ogm_ge", "seeds_per_process=2")
+    status, out, err = sweep(*refused)
+    assert status == 1
+    assert out.splitlines()[0] == "Sweep of 2 jobs: 2 failed"
+    reason = "Several seeds cannot be trained at once: GradientModulation works on single runs only."
+    assert (out.count(reason), err.count(reason)) == (2, 1)
+    assert sweep(*refused[:-1])[1].splitlines()[-1] == "Sweep of 2 jobs: 2 done"
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_no_seeds_at_once_are_refused(sweep: Sweep, number: str) -> None:
+    assert (
+        f"seeds_per_process={number}: give a whole number of at least 1."
+        in sweep(*TINY, "seed=1,2", f"seeds_per_process={number}")[2]
+    )
+
+
+def test_seeds_at_once_through_the_real_command(tmp_path: Path) -> None:
+    arguments = [*TINY, "seed=1,2", "seeds_per_process=2", "trainer.enable_progress_bar=false"]
+    command = [sys.executable, "-m", "merc.train", "-m", *arguments, f"run_root={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "Sweep of 2 jobs: 2 done"
+    runs = [RunFolder(path) for path in sorted(tmp_path.glob("*/seed=*"))]
+    assert [folder.path.name for folder in runs] == ["seed=1", "seed=2"]
+    assert all(folder.finished and folder.reported.exists() and folder.predictions.exists() for folder in runs)

@@ -1,5 +1,7 @@
 """A recurrent denoiser: gated recurrent units along each dialogue."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -20,7 +22,12 @@ class RecurrentDenoiser(nn.Module):
         layers: of the GRU.
         dropout: of the input, between the layers and of the states.
         bidirectional: read each dialogue in both directions; False: no row depends on a later utterance.
+
+    Attributes:
+        trains_alone: torch's recurrent units have no rule for :func:`torch.func.vmap`.
     """
+
+    trains_alone: ClassVar[bool] = True
 
     def __init__(self, hidden_dim: int, layers: int, dropout: float, bidirectional: bool) -> None:
         super().__init__()

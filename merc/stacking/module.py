@@ -1,0 +1,225 @@
+"""The training contract of several seeds at once.
+
+Each seed has a module of its own, whose parameters are views of stacked ones: what the optimiser does to the stack has
+been done to the seed, and what looks at a single run (checkpoints, balancing, predictions) looks at its module. Only
+forward and backward passes go through the stack, by :func:`torch.func.vmap`.
+
+S is the number of seeds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from merc.data.conversation import ConversationBatch, CorpusInfo
+from merc.data.stacked import FramedBatch, StackedBatches, stack_batches, stack_rows
+from merc.models.lightning_module import EmotionRecognition, build_optimizers, logged_losses
+from merc.stacking.state import joined_state, own_state
+
+StackedRows = dict[str, Tensor]
+"""Modality → (S, N, D)."""
+
+
+class Member(EmotionRecognition):
+    """One seed of a stack. It keeps what it logs, for its recorder.
+
+    Attributes:
+        logged: name → the last value of it.
+    """
+
+    def __init__(self, config: Mapping[str, Any], info: CorpusInfo) -> None:
+        super().__init__(config, info)
+        self.logged: dict[str, float] = {}
+
+    def log_dict(self, dictionary: Any, *_: Any, **__: Any) -> None:
+        """Keep the values."""
+        self.logged |= {name: float(value) for name, value in dictionary.items()}
+
+
+class StackedRecognition(L.LightningModule):
+    """Trains and evaluates S modules that differ in nothing but the seed.
+
+    Args:
+        members: a module for each seed, on the device.
+
+    Attributes:
+        stacked: the parameters of all seeds, (S, ...), in the order of a module's own.
+        weights: what of a module differs between the seeds, by name, (S, ...).
+        callbacks: of each seed, whose states go into its checkpoints; set before fitting.
+        current: the seed whose checkpoint is being written.
+        resumed: the checkpoint of each seed, where training goes on from them; set before fitting.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.stacked = nn.ParameterList(
+            nn.Parameter(torch.stack([p.detach() for p in parameters]), parameters[0].requires_grad)
+            for parameters in zip(*(member.parameters() for member in members), strict=True)
+        )
+        for i, member in enumerate(members):
+            for parameter, stacked in zip(member.parameters(), self.stacked, strict=True):
+                parameter.data = stacked.data[i]
+        self.weights = _named(members, list(self.stacked))
+        self.callbacks: Sequence[Sequence[L.Callback]] = ()
+        self.current = 0
+        self.resumed: Sequence[Mapping[str, Any]] = ()
+        self._losses: dict[str, Tensor] = {}
+        self._utterances: Tensor | float = 0.0
+
+    @property
+    def seeds(self) -> Sequence[Member]:
+        """The modules of the seeds."""
+        return cast(Sequence[Member], self.members)
+
+    def training_step(self, batches: Sequence[ConversationBatch], batch_idx: int) -> Tensor:
+        """The sum of the seeds' losses, of which every seed's parameters get their own gradient alone."""
+        stack = stack_batches(batches)
+        rows, kept_SN = self._balanced(self._map(_encode, stack.fields), stack, batches)
+        losses = self._map(_judge, rows, kept_SN, stack.fields)[1]
+        utterances_S = stack.real.sum(1)
+        for name, loss_S in logged_losses(losses).items():
+            self._losses[name] = self._losses.get(name, 0.0) + loss_S * utterances_S
+        self._utterances = self._utterances + utterances_S
+        mean, count = losses["total"].detach().mean(), sum(batch.rows for batch in batches)
+        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=count)  # for progress
+        return cast(Tensor, losses["total"].sum())
+
+    def _map(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """``function(module, *inputs)`` of every seed: tensors (S, ...), in nested mappings, to such tensors."""
+        called = _Called(self.seeds[0], function)
+
+        def of_one(weights: dict[str, Tensor], *inputs: Any) -> Any:
+            return functional_call(called, weights, inputs)
+
+        # The fused kernels of attention have no batching rule, products and softmax have.
+        with sdpa_kernel(SDPBackend.MATH):
+            return vmap(of_one, randomness="different")(self.weights, *inputs)
+
+    def _balanced(
+        self, rows: StackedRows, stack: StackedBatches, batches: Sequence[ConversationBatch]
+    ) -> tuple[StackedRows, Tensor]:
+        """The balancing stage of each seed by itself, with its own scores: the rows, and which of them count."""
+        if self.seeds[0].model.balancing is None:
+            return rows, stack.real
+        done = [
+            _balance(member, {m: x_SND[i, : batch.rows] for m, x_SND in rows.items()}, batch)
+            for i, (member, batch) in enumerate(zip(self.seeds, batches, strict=True))
+        ]
+        kept = [kept_N for _, kept_N in done if kept_N is not None]
+        if len(kept) < len(done):  # the warm-up is over for all or for none
+            return rows, stack.real
+        count = stack.real.shape[1]
+        return {m: stack_rows([own[m] for own, _ in done], count) for m in rows}, stack_rows(kept, count)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """See :meth:`EmotionRecognition.optimizer_step`."""
+        super().optimizer_step(*args, **kwargs)
+        self.stacked.zero_grad()
+
+    def on_train_epoch_end(self) -> None:
+        """Hand every seed its mean losses of the epoch."""
+        for name, sum_S in self._losses.items():
+            for member, loss in zip(self.seeds, (sum_S / self._utterances).tolist(), strict=True):
+                member.log_dict({name: loss})
+        self._losses, self._utterances = {}, 0.0
+
+    def validation_step(self, batches: Sequence[ConversationBatch], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count one batch of an evaluated split of every seed."""
+        stack = stack_batches(batches)
+        fused_SNC, losses = self._map(_judge, self._map(_encode, stack.fields), stack.real, stack.fields)
+        predicted_SN = fused_SNC.argmax(-1)
+        for i, (member, batch) in enumerate(zip(self.seeds, batches, strict=True)):
+            member.count(dataloader_idx, losses["total"][i], predicted_SN[i, : batch.rows], batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores of every seed; logged here is the mean over seeds that progress shows."""
+        for member in self.seeds:
+            member.on_validation_epoch_end()
+        for split in self.seeds[0].evaluation_splits:
+            scores = [member.scores[split]["weighted_f1"] for member in self.seeds]
+            self.log(f"{split}/weighted_f1", sum(scores) / len(scores))
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over the stack and, if any, the scheduler."""
+        return build_optimizers(self.seeds[0].config, self.stacked)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Turn the checkpoint of the stack into what the current seed would have written alone."""
+        member = self.seeds[self.current]
+        checkpoint["state_dict"] = member.state_dict()
+        member.on_save_checkpoint(checkpoint)
+        if "optimizer_states" in checkpoint:
+            states = checkpoint["optimizer_states"]
+            checkpoint["optimizer_states"] = [own_state(state, self.current) for state in states]
+            named = ((callback.state_key, callback.state_dict()) for callback in self.callbacks[self.current])
+            checkpoint["callbacks"] = {key: state for key, state in named if state}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from the checkpoints of all seeds; Lightning read that of the first."""
+        for member, callbacks, own in zip(self.seeds, self.callbacks, self.resumed, strict=True):
+            member.load_state_dict(own["state_dict"])
+            for callback in callbacks:
+                if callback.state_key in own["callbacks"]:
+                    callback.load_state_dict(own["callbacks"][callback.state_key])
+        checkpoint["state_dict"] = self.state_dict()
+        checkpoint["callbacks"] = {}
+        states = zip(*(own["optimizer_states"] for own in self.resumed), strict=True)
+        checkpoint["optimizer_states"] = [joined_state(state) for state in states]
+
+
+class _Called(nn.Module):
+    """A function of a module as a module, which :func:`functional_call` asks for."""
+
+    def __init__(self, module: Member, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.function = function
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the function returns."""
+        return self.function(self.module, *inputs)
+
+
+def _named(members: Sequence[Member], stacked: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Name in :class:`_Called` → what the seeds have there, (S, ...): parameters, and buffers in which they differ."""
+    named = dict(zip((name for name, _ in members[0].named_parameters()), stacked, strict=True))
+    for entries in zip(*(member.named_buffers() for member in members), strict=True):
+        values = [buffer for _, buffer in entries]
+        if any(not torch.equal(value, values[0]) for value in values):
+            named[entries[0][0]] = torch.stack(values)
+    return {f"module.{name}": value for name, value in named.items()}
+
+
+def _encode(member: Member, fields: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The stages before balancing."""
+    return member.model.encode(_framed(member, fields))
+
+
+def _judge(
+    member: Member, rows: Mapping[str, Tensor], kept_N: Tensor, fields: Mapping[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The stages behind balancing: (N, C) logits, and the losses over the rows that count."""
+    batch = _framed(member, fields)
+    prediction = member.model.classify(rows, batch)
+    return prediction.fused, member.objective(replace(prediction, kept=kept_N), batch.labels)
+
+
+def _framed(member: Member, fields: Mapping[str, Any]) -> FramedBatch:
+    return FramedBatch(**fields, lengths=(), causal=member.model.causal)
+
+
+def _balance(
+    member: Member, rows: dict[str, Tensor], batch: ConversationBatch
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    assert member.model.balancing is not None
+    done: tuple[dict[str, Tensor], Tensor | None] = member.model.balancing(
+        rows, replace(batch, causal=member.model.causal)
+    )
+    return done

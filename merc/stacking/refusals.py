@@ -1,0 +1,78 @@
+"""What cannot be trained for several seeds at once with the numbers of runs alone, refused with the reason."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from merc.config import locate
+from merc.data.conversation import CorpusInfo
+from merc.errors import MercError
+from merc.stacking.state import ELEMENTWISE
+
+ALONE = "Train the seeds one by one: seeds_per_process=1."
+
+
+def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse configurations whose runs cannot share one training.
+
+    A class that works on single runs only says so with ``trains_alone = True``.
+
+    Args:
+        configs: the plain resolved configuration of each seed.
+
+    Raises:
+        MercError: a choice stands against it, or the configurations differ in more than the seed.
+    """
+    for reason in _reasons(configs[0]):
+        raise MercError(f"Several seeds cannot be trained at once: {reason} {ALONE}")
+    # The data may follow the seed, nothing else.
+    shared = [{key: value for key, value in config.items() if key not in ("seed", "data")} for config in configs]
+    if differing := [key for key in shared[0] if any(config[key] != shared[0][key] for config in shared)]:
+        raise MercError(f"Several seeds cannot be trained at once: {', '.join(differing)} depends on the seed. {ALONE}")
+
+
+def _reasons(config: Mapping[str, Any]) -> Iterator[str]:
+    trainer = config["trainer"]
+    if config["plugins"]:
+        yield f"plugins={config['plugins']}: parts of your own may not work under torch.func.vmap."
+    for name in _targets(config):
+        if getattr(locate({"_target_": name}), "trains_alone", False):
+            yield f"{name.rsplit('.', 1)[-1]} works on single runs only."
+    if config["model"]["pad_dialogues"]:
+        yield "with model.pad_dialogues predictions depend on padding, which all seeds of a batch share."
+    if config["optimizer"]["_target_"] not in [f"torch.optim.{name}" for name in ELEMENTWISE]:
+        yield f"{config['optimizer']['_target_']} may not treat every number by itself, as {', '.join(ELEMENTWISE)} do."
+    if trainer["devices"] != 1 or trainer.get("strategy", "auto") != "auto" or trainer.get("num_nodes", 1) != 1:
+        yield "they share one device, so leave trainer.devices, strategy and num_nodes alone."
+    if trainer.get("gradient_clip_val") is not None and trainer.get("gradient_clip_algorithm") != "value":
+        yield "trainer.gradient_clip_val would clip the norm over all seeds (gradient_clip_algorithm=value can be had)."
+    if str(trainer.get("precision")).startswith("16"):
+        yield "with trainer.precision=16-mixed a step that one seed cannot take would be lost to all (bf16-mixed can)."
+    if config["profile_steps"]:
+        yield f"profile_steps={config['profile_steps']} profiles the stages of one model."
+    if config["logger"]["_target_"] is not None:
+        yield "a logger follows one run. The run folders hold everything; add logger=none."
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Every class that a configuration names."""
+    if isinstance(node, Mapping):
+        if node.get("_target_") is not None:
+            yield node["_target_"]
+        for value in node.values():
+            yield from _targets(value)
+
+
+def refuse_different_data(infos: Sequence[CorpusInfo], loaders: Sequence[Sequence[Any]]) -> None:
+    """Refuse seeds whose data do not fit together.
+
+    Args:
+        infos: the corpus as each seed has it; only the classes' numbers may differ.
+        loaders: those of each seed, in the same order.
+
+    Raises:
+        MercError: models would differ in shape, or epochs in their number of batches.
+    """
+    shapes = {(tuple(info.dims.items()), info.label_names, info.speaker_slots) for info in infos}
+    counts = {tuple(map(len, own)) for own in loaders}
+    if len(shapes) > 1 or len(counts) > 1:
+        raise MercError(f"Several seeds cannot be trained at once: their data differ in shape or in batches. {ALONE}")
