@@ -1,18 +1,26 @@
 """Experiment framework for multimodal emotion recognition in conversation (MERC)."""
 
 import os
+import time
 
 __version__ = "0.1.0"
 
 
 def _spare_cores() -> bool:
-    """Whether less than half of the cores have something else to do at this moment; False where the system is mute."""
+    """Whether less than half of the cores have something else to do just now; False where the system is mute."""
     try:
-        with open("/proc/loadavg", encoding="ascii") as file:
-            running = int(file.read().split()[3].split("/")[0])
+        looks = sorted(_running_threads() for _ in range(5))
     except OSError:
         return False
-    return 2 * (running - 1) < (os.cpu_count() or 1)
+    others = looks[2] - 1  # a look catches what runs for an instant, the middle of several does not
+    return 2 * others < (os.cpu_count() or 1)
+
+
+def _running_threads() -> int:
+    """Threads of the whole machine that run or wait for a core, this one among them."""
+    time.sleep(0.002)
+    with open("/proc/loadavg", encoding="ascii") as file:
+        return int(file.read().split()[3].split("/")[0])
 
 
 # Read when torch loads. Its threads wait for each other thousands of times a step. Left alone they spin for as long as

@@ -1,0 +1,46 @@
+"""How long threads wait for each other: settings that are read when torch loads."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import merc
+
+
+@pytest.mark.parametrize(
+    ("cores", "running", "spare"),
+    [
+        (2, [1, 1, 1, 1, 1], True),
+        (2, [3, 1, 1, 2, 1], True),
+        (2, [2, 2, 1, 3, 2], False),
+        (16, [8, 8, 8, 8, 8], True),
+        (16, [9, 9, 9, 9, 9], False),
+    ],
+)
+def test_cores_are_spare_where_less_than_half_are_taken(
+    monkeypatch: pytest.MonkeyPatch, cores: int, running: list[int], spare: bool
+) -> None:
+    looks = iter(running)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(merc, "_running_threads", lambda: next(looks))
+    assert merc._spare_cores() is spare
+
+
+def test_a_system_that_does_not_tell_has_none_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mute() -> int:
+        raise FileNotFoundError("/proc/loadavg")
+
+    monkeypatch.setattr(merc, "_running_threads", mute)
+    assert not merc._spare_cores()
+
+
+@pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_what_the_user_sets_stays(given: dict[str, str]) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    command = [sys.executable, "-c", f"import os, merc; print([os.environ.get(name) for name in {names}])"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    expected = ["ACTIVE", None] if "OMP_WAIT_POLICY" in given else ["PASSIVE", "7"]
+    assert done.stdout.strip() == str(expected)
