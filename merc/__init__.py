@@ -6,11 +6,29 @@ import time
 __version__ = "0.1.0"
 
 
+CHOSEN = "MERC_SPINCOUNT"
+"""Environment variable with what a process of merc chose for itself: its child processes choose again."""
+
+
+def _choose_how_threads_wait() -> None:
+    """Choose unless the user has."""
+    # Read when torch loads. Its threads wait for each other thousands of times a step. Left alone they spin for as long
+    # as it takes, which makes everything ten times slower as soon as something else needs a core; told to sleep at
+    # once, they lose a third of a step to being woken. A thousand turns are a few microseconds, enough for the next
+    # operator on some machines; twenty thousand, enough on all, are for those who have the cores to themselves.
+    inherited = CHOSEN in os.environ and os.environ[CHOSEN] == os.environ.get("GOMP_SPINCOUNT")
+    if "OMP_WAIT_POLICY" in os.environ and not inherited:
+        return
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if inherited or "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["GOMP_SPINCOUNT"] = os.environ[CHOSEN] = "20000" if _spare_cores() else "1000"
+
+
 def _spare_cores() -> bool:
     """Whether less than half of the cores have something else to do just now; False where the system is mute."""
     try:
         looks = sorted(_running_threads() for _ in range(5))
-    except OSError:
+    except (OSError, ValueError, IndexError):
         return False
     others = looks[2] - 1  # a look catches what runs for an instant, the middle of several does not
     return 2 * others < (os.cpu_count() or 1)
@@ -23,13 +41,7 @@ def _running_threads() -> int:
         return int(file.read().split()[3].split("/")[0])
 
 
-# Read when torch loads. Its threads wait for each other thousands of times a step. Left alone they spin for as long as
-# it takes, which makes everything ten times slower as soon as something else needs a core; told to sleep at once, they
-# lose a third of a step to being woken. A thousand turns are a few microseconds, enough for the next operator on some
-# machines; twenty thousand, enough on all, are for those who have the cores to themselves when they start.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000" if _spare_cores() else "1000")
+_choose_how_threads_wait()
 
 # oneDNN compiles a kernel for every shape, several hundred KiB each, and keeps the last ones. Training batches come in
 # some twenty different numbers of rows (merc.models.emotion_model.missing_rows), with some forty products each.

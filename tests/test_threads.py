@@ -1,5 +1,6 @@
 """How long threads wait for each other: settings that are read when torch loads."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -36,11 +37,24 @@ def test_a_system_that_does_not_tell_has_none_to_spare(monkeypatch: pytest.Monke
     assert not merc._spare_cores()
 
 
+def settings_of_a_process(given: dict[str, str]) -> tuple[str | None, str | None]:
+    """Wait policy and turns in a process with these environment variables, once it has imported merc."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", merc.CHOSEN)
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    command = [sys.executable, "-c", f"import os, merc; print([os.environ.get(name) for name in {names[:2]}])"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    policy, turns = ast.literal_eval(done.stdout)
+    return policy, turns
+
+
 @pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
 def test_what_the_user_sets_stays(given: dict[str, str]) -> None:
-    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    environment = {name: value for name, value in os.environ.items() if name not in names} | given
-    command = [sys.executable, "-c", f"import os, merc; print([os.environ.get(name) for name in {names}])"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    expected = ["ACTIVE", None] if "OMP_WAIT_POLICY" in given else ["PASSIVE", "7"]
-    assert done.stdout.strip() == str(expected)
+    expected = ("ACTIVE", None) if "OMP_WAIT_POLICY" in given else ("PASSIVE", "7")
+    assert settings_of_a_process(given) == expected
+
+
+@pytest.mark.parametrize("chosen", ["20000", "1000", "3"])
+def test_what_a_parent_process_chose_is_chosen_again(chosen: str) -> None:
+    inherited = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": chosen, merc.CHOSEN: chosen}
+    assert settings_of_a_process(inherited)[1] in ("20000", "1000")
+    assert settings_of_a_process(inherited | {"GOMP_SPINCOUNT": "7"})[1] == "7"

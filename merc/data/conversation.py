@@ -174,6 +174,8 @@ class ConversationBatch:
 
     def with_filler(self, rows: int) -> Self:
         """The batch with further rows of zeros behind all others, in dialogues no longer than the longest."""
+        if not rows:
+            return self
         longest = max(self.lengths)
         whole, rest = divmod(rows, longest)
 
@@ -304,8 +306,17 @@ class Features(Mapping[str, Tensor]):
         return mean, (squares / count).sqrt()
 
     def to(self, device: torch.device) -> "Features":
-        """All of them on a device, put together and scaled."""
-        return Features({modality: self[modality].to(device) for modality in self})
+        """All of them on a device, put together and scaled; the host holds some rows at a time."""
+        return Features({modality: self._together(modality, device) for modality in self})
+
+    def _together(self, modality: str, device: torch.device) -> Tensor:
+        table = self.tables[modality]
+        x_ND = torch.empty(len(table if self.rows is None else self.rows), table.shape[1], device=device)
+        start = 0
+        for chunk in self.chunks(modality):
+            x_ND[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        return x_ND
 
     def __getitem__(self, modality: str) -> Tensor:
         table = self.tables[modality]

@@ -51,25 +51,15 @@ def attend(
     """
     query_NMQ, key_NMQ, value_NHV = lower_precision(query_NMQ, key_NMQ, value_NHV)
     if plain_form():
-        absent_B1LL = _absent(batch, to_padding, window)
+        every = (0, batch.longest)
+        visible_BL = batch.occupied if to_padding else batch.mask
+        absent_B1LL = _absent(visible_BL, every, every, _reach(batch, batch.longest, window))
         query, key, value = (batch.pad(x_NHD).transpose(1, 2) for x_NHD in (query_NMQ, key_NMQ, value_NHV))
         attention = _heads(_maps(query, key, absent_B1LL), difference)
         attention = F.dropout(attention, dropout) if dropout else attention
         return batch.unpad((attention.to(value.dtype) @ value).transpose(1, 2))
     tiles = _tiles(batch, to_padding, window)
     return cast(Tensor, _Attend.apply(query_NMQ, key_NMQ, value_NHV, tiles, dropout, difference))  # type: ignore[no-untyped-call]
-
-
-def _absent(batch: ConversationBatch, to_padding: bool, window: int | None) -> Tensor:
-    """(B, 1, L or 1, L) float in the padded layout: what to add to scores, as :meth:`_Tile.pieces` has it."""
-    visible = (batch.occupied if to_padding else batch.mask)[:, None, None]
-    if batch.causal or window is not None:
-        steps = torch.arange(batch.longest, device=batch.device)
-        past = batch.longest if window is None else window
-        distance = steps - steps[:, None]
-        visible = visible & (distance >= -past) & (distance <= (0 if batch.causal else past))
-    absent = torch.zeros(visible.shape, device=batch.device)
-    return absent.masked_fill(~visible, torch.finfo(torch.float32).min / 2)
 
 
 def attention_weights(
@@ -112,8 +102,7 @@ class _Tile:
         self.visible_BL = self.there_BL
         if not to_padding and batch.present is not None:
             self.visible_BL = self.there_BL & batch.present[self.sources].view(self.shape)
-        self.past = self.shape[1] if window is None else window
-        self.future = 0 if batch.causal else self.past
+        self.reach = _reach(batch, self.shape[1], window)
         self._whole: list[tuple[slice, slice, Tensor]] | None = None
 
     def pieces(self) -> Iterable[tuple[slice, slice, Tensor]]:
@@ -129,14 +118,9 @@ class _Tile:
         return self._whole
 
     def _piece(self, start: int, end: int) -> tuple[slice, slice, Tensor]:
-        device, length = self.targets.device, self.shape[1]
-        first, last = max(0, start - self.past), min(length, end + self.future)
-        visible = self.visible_BL[:, None, None, first:last]
-        if self.future < length:  # past is no shorter: not every pair is within reach
-            distance = torch.arange(first, last, device=device) - torch.arange(start, end, device=device)[:, None]
-            visible = visible & (distance >= -self.past) & (distance <= self.future)
-        absent = torch.zeros(visible.shape, device=device)
-        absent.masked_fill_(~visible, torch.finfo(torch.float32).min / 2)
+        past, future = self.reach
+        first, last = max(0, start - past), min(self.shape[1], end + future)
+        absent = _absent(self.visible_BL[:, first:last], (start, end), (first, last), self.reach)
         return slice(start, end), slice(first, last), absent
 
     def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -147,6 +131,29 @@ class _Tile:
     def scatter(self, x_BHLD: Tensor, out_NHD: Tensor) -> None:
         """Write rows where they belong; ``out_NHD`` has one row more than the batch, for the others."""
         out_NHD.index_copy_(0, self.targets, x_BHLD.transpose(1, 2).flatten(0, 1))
+
+
+def _reach(batch: ConversationBatch, length: int, window: int | None) -> tuple[int, int]:
+    """How far before and after an utterance it may receive from, in dialogues of at most so many utterances."""
+    past = length if window is None else window
+    return past, 0 if batch.causal else past
+
+
+def _absent(visible_BK: Tensor, receivers: tuple[int, int], sources: tuple[int, int], reach: tuple[int, int]) -> Tensor:
+    """What to add to scores: (B, 1, Q or 1, K), 0 where something is received and a huge negative number elsewhere.
+
+    Args:
+        visible_BK: bool, whether there is anybody to receive from.
+        receivers: first position and the one behind the last.
+        sources: likewise.
+        reach: see :func:`_reach`.
+    """
+    past, future = reach
+    device, visible = visible_BK.device, visible_BK[:, None, None]
+    if future < sources[1]:  # past is no shorter: not every pair is within reach
+        distance = torch.arange(*sources, device=device) - torch.arange(*receivers, device=device)[:, None]
+        visible = visible & (distance >= -past) & (distance <= future)
+    return torch.zeros(visible.shape, device=device).masked_fill(~visible, torch.finfo(torch.float32).min / 2)
 
 
 def _tiles(batch: ConversationBatch, to_padding: bool, window: int | None) -> list[_Tile]:
@@ -170,7 +177,7 @@ class _Attend(Function):
         difference: bool,
     ) -> Tensor:
         masks, scale = Masks.draw(dropout, query_NMQ.device), keep_scale(dropout)
-        ctx.tiles, ctx.difference, ctx.masks, ctx.scale = tiles, difference, masks, scale
+        ctx.tiles, ctx.difference, ctx.masks, ctx.scale = tiles, difference, masks and masks.again(), scale
         ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
         out_NHV = _one_row_more(value_NHV)
         for tile in tiles:

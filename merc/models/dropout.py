@@ -26,7 +26,7 @@ BLOCK = 2**20
 """Most entries that a stream of masks makes at a time, unless more are asked for at once."""
 
 AHEAD = 8
-"""And how many times what is asked for."""
+"""Most times what is asked for."""
 
 
 class Dropout(nn.Dropout):
@@ -130,7 +130,7 @@ class Masks:
         """The next mask."""
         count = math.prod(shape)
         if count > len(self._block):
-            self._block = self._make(max(count, min(BLOCK, AHEAD * count)))
+            self._block = self._make(count * max(1, min(AHEAD, BLOCK // count)))
         mask, self._block = self._block[:count], self._block[count:]
         return mask.view(shape)
 
