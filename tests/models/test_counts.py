@@ -138,10 +138,10 @@ def counted(config: dict[str, Any], batch: ConversationBatch) -> Counts:
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 3500),
-        ("model=amb_dsgdn_released", 3500),
-        ("model=redifu", 4700),
-        ("model=redifu_released", 3350),
+        ("model=amb_dsgdn", 2400),
+        ("model=amb_dsgdn_released", 2400),
+        ("model=redifu", 3120),
+        ("model=redifu_released", 2360),
     ],
 )
 def test_operators_of_a_training_step(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:
