@@ -227,9 +227,7 @@ def _judge(
     return _judge_batch(member, rows, kept_N, _framed(member, fields))
 
 
-def _encode_and_judge(
-    member: Member, kept_N: Tensor, fields: Mapping[str, Any]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _encode_and_judge(member: Member, kept_N: Tensor, fields: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """All stages, where nothing is balanced: what follows from the lengths is worked out once."""
     batch = _framed(member, fields)
     return _judge_batch(member, member.model.encode(batch), kept_N, batch)

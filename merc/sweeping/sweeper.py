@@ -67,7 +67,9 @@ class Sweep:
                 plan.manifest.write(plan.run_root)
         jobs = {plan.run_root / job.run: job for plan in reversed(plans) for job in reversed(plan.jobs)}
         # Of all jobs: what finished before must not change who is trained with whom.
-        groups = _groups({plan.run_root / job.run: (job, plan.seeds_per_process) for plan in plans for job in plan.jobs})
+        groups = _groups(
+            {plan.run_root / job.run: (job, plan.seeds_per_process) for plan in plans for job in plan.jobs}
+        )
         waiting = {
             plan.run_root / job.run
             for plan in plans
