@@ -90,7 +90,7 @@ class StackedRecognition(L.LightningModule):
         self._utterances = self._utterances + utterances_S
         mean, count = _finite_mean(losses["total"].detach()), sum(batch.rows for batch in batches)
         self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=count)  # for progress
-        return cast(Tensor, losses["total"].sum())
+        return losses["total"].sum()
 
     def _losses_of(self, stack: StackedBatches, batches: Sequence[ConversationBatch]) -> dict[str, Tensor]:
         """Name → (S,)."""
