@@ -27,7 +27,7 @@ from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
 from merc.ranges import refuse_out_of_range
 from merc.reporting.corpus import describe_corpus
-from merc.reporting.costs import measure_costs, of_seeds_at_once
+from merc.reporting.costs import measure_costs
 from merc.reporting.environment import describe_environment
 from merc.reporting.history import summarize
 from merc.reporting.loggers import log_closing, open_logger
@@ -67,6 +67,7 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
     """
     quiet_lightning()
     keep_freed_memory()
+    _refuse_seeds_at_once(cfg)
     config = run_config(cfg)
     name = run_name_of(cfg)
     folder = RunFolder(run_path(cfg, name))
@@ -121,6 +122,15 @@ def _refuse_single_experiment(config: Mapping[str, Any]) -> None:
     if "experiment" in config and not _sweeping() and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         name = config["experiment"]["name"]
         raise MercError(f"The experiment {name} is several runs. Add -m to run them: -m experiment={name}.")
+
+
+def _refuse_seeds_at_once(cfg: DictConfig) -> None:
+    number = cfg.get("seeds_per_process", 1)
+    if number != 1 and not _sweeping() and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        raise MercError(
+            f"seeds_per_process={number} is for several runs. Add -m and list the seeds: "
+            f"-m seed=1,2,3,4 seeds_per_process={number}."
+        )
 
 
 def run_name_of(cfg: DictConfig) -> str:
@@ -250,7 +260,6 @@ def close_run(
     data: ConversationDataModule,
     recorder: Recorder,
     logger: Logger | None,
-    seeds_at_once: int = 1,
 ) -> None:
     """Write metrics.json, costs, and the predictions of the selected epoch, of the last one without validation."""
     folder = recorder.folder
@@ -266,8 +275,7 @@ def close_run(
     }
     write_predictions(folder.predictions, splits)
     write_json(folder.corpus, describe_corpus(data))
-    costs = measure_costs(trainer, module, data, recorder.history)
-    write_json(folder.costs, costs if seeds_at_once == 1 else of_seeds_at_once(costs, seeds_at_once))
+    write_json(folder.costs, measure_costs(trainer, module, data, recorder.history))
     write_json(folder.metrics, metrics)
     if logger is not None:
         log_closing(logger, metrics, splits)

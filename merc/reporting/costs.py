@@ -4,7 +4,7 @@ Times are those of this machine, with whatever else it did; parameters and opera
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from statistics import median
 from typing import Any
@@ -35,15 +35,18 @@ def measure_costs(
         ``parameters``, frozen ones included; ``flops_per_utterance`` of a forward pass, see
         :func:`merc.models.costs.flops_per_utterance`; ``train_seconds`` of all epochs with their evaluation;
         ``train_seconds_per_epoch``, ``train_batch_seconds`` and ``train_utterances_per_second`` without it, of the
-        median epoch; ``inference_seconds_per_utterance``, ``inference_utterances_per_second`` and
+        median epoch, these four under ``seeds_at_once`` where they are of several seeds;
+        ``inference_seconds_per_utterance``, ``inference_utterances_per_second`` and
         ``inference_flops_per_second``, with the making of batches; ``device``, ``precision`` and ``threads``.
     """
     flops = _flops(module, data)
     per_utterance = _inference_seconds(module, data, trainer.precision_plugin.forward_context)
+    per_batch = trainer.world_size * _utterances_per_batch(data)
+    training = _training(history, int(trainer.num_training_batches), per_batch)
     return {
         "parameters": count_parameters(module.model),
         "flops_per_utterance": flops,
-        **_training(history, int(trainer.num_training_batches), trainer.world_size * _utterances_per_batch(data)),
+        **_of_a_run(training, history),
         "inference_seconds_per_utterance": per_utterance,
         "inference_utterances_per_second": 1 / per_utterance,
         "inference_flops_per_second": flops / per_utterance,
@@ -53,15 +56,14 @@ def measure_costs(
     }
 
 
-def of_seeds_at_once(costs: Mapping[str, Any], seeds: int) -> dict[str, Any]:
-    """The costs of one of several seeds that were trained at once.
+def _of_a_run(training: dict[str, float], history: Sequence[Epoch]) -> dict[str, Any]:
+    """What training took, where it is that of a run alone.
 
-    What their training took is that of all: it stands by itself under ``seeds_at_once``, with their number, where no
-    report takes it for the time of a run.
+    Where several seeds were trained at once, if only for some epochs, it is that of all: it stands by itself under
+    ``seeds_at_once``, with their largest number, where no report takes it for the time of a run.
     """
-    training = {key: value for key, value in costs.items() if key.startswith("train_")}
-    own = {key: value for key, value in costs.items() if key not in training}
-    return own | {"seeds_at_once": {"seeds": seeds} | training}
+    seeds = max(epoch.get("seeds_at_once", 1) for epoch in history)  # absent in older checkpoints
+    return training if seeds == 1 else {"seeds_at_once": {"seeds": seeds} | training}
 
 
 def _training(history: Sequence[Epoch], batches: int, utterances_per_batch: float) -> dict[str, float]:

@@ -8,8 +8,8 @@ from typing import Any
 REPORTED = ("accuracy", "weighted_precision", "weighted_f1", "macro_f1", "per_class")
 
 Epoch = dict[str, Any]
-"""One epoch: ``epoch`` from 1, ``values`` (column → float), ``scores`` (split → scores of that split) and
-``evaluation_seconds``, the part of the epoch that evaluation took."""
+"""One epoch: ``epoch`` from 1, ``values`` (column → float), ``scores`` (split → scores of that split),
+``evaluation_seconds``, the part of the epoch that evaluation took, and ``seeds_at_once``, how many seeds shared it."""
 
 
 def best_epoch(history: Sequence[Epoch], split: str) -> Epoch:

@@ -25,14 +25,16 @@ class Recorder(Checkpoint):
 
     Args:
         folder: where to write.
+        seeds_at_once: how many seeds the process trains together, whose times those of this run are.
 
     Raises:
         DivergenceError: the training loss is no longer a number.
         MercError: a file cannot be written.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, seeds_at_once: int = 1) -> None:
         self.folder = folder
+        self.seeds_at_once = seeds_at_once
         self.history: list[Epoch] = []
         self._started = 0.0
         self._evaluation_started = 0.0
@@ -68,8 +70,8 @@ class Recorder(Checkpoint):
             **split_values(scores),  # exact: what Lightning logs passes through single precision
             "seconds": time.perf_counter() - self._started,
         }
-        seconds = {"evaluation_seconds": self._evaluation_seconds}
-        self.history.append({"epoch": epoch, "values": values, "scores": scores, **seconds})
+        costs = {"evaluation_seconds": self._evaluation_seconds, "seeds_at_once": self.seeds_at_once}
+        self.history.append({"epoch": epoch, "values": values, "scores": scores, **costs})
         for logger in trainer.loggers:
             for split, split_scores in scores.items():
                 logger.log_metrics(per_class_values(split_scores, split), step=trainer.global_step)

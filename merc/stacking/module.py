@@ -7,8 +7,10 @@ forward and backward passes go through the stack, by :func:`torch.func.vmap`.
 S is the number of seeds.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any, cast
 
 import lightning as L
@@ -81,15 +83,21 @@ class StackedRecognition(L.LightningModule):
     def training_step(self, batches: Sequence[ConversationBatch], batch_idx: int) -> Tensor:
         """The sum of the seeds' losses, of which every seed's parameters get their own gradient alone."""
         stack = stack_batches(batches)
-        rows, kept_SN = self._balanced(self._map(_encode, stack.fields), stack, batches)
-        losses = self._map(_judge, rows, kept_SN, stack.fields)[1]
+        losses = self._losses_of(stack, batches)
         utterances_S = stack.real.sum(1)
         for name, loss_S in logged_losses(losses).items():
             self._losses[name] = self._losses.get(name, 0.0) + loss_S * utterances_S
         self._utterances = self._utterances + utterances_S
-        mean, count = losses["total"].detach().mean(), sum(batch.rows for batch in batches)
+        mean, count = _finite_mean(losses["total"].detach()), sum(batch.rows for batch in batches)
         self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=count)  # for progress
-        return cast(Tensor, losses["total"].sum())
+        return losses["total"].sum()
+
+    def _losses_of(self, stack: StackedBatches, batches: Sequence[ConversationBatch]) -> dict[str, Tensor]:
+        """Name → (S,)."""
+        if self.seeds[0].model.balancing is None:
+            return self._map(_encode_and_judge, stack.real, stack.fields)[1]
+        rows, kept_SN = self._balanced(self._map(_encode, stack.fields), stack, batches)
+        return self._map(_judge, rows, kept_SN, stack.fields)[1]
 
     def _map(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """``function(module, *inputs)`` of every seed: tensors (S, ...), in nested mappings, to such tensors."""
@@ -106,15 +114,17 @@ class StackedRecognition(L.LightningModule):
         self, rows: StackedRows, stack: StackedBatches, batches: Sequence[ConversationBatch]
     ) -> tuple[StackedRows, Tensor]:
         """The balancing stage of each seed by itself, with its own scores: the rows, and which of them count."""
-        if self.seeds[0].model.balancing is None:
-            return rows, stack.real
         done = [
             _balance(member, {m: x_SND[i, : batch.rows] for m, x_SND in rows.items()}, batch)
             for i, (member, batch) in enumerate(zip(self.seeds, batches, strict=True))
         ]
-        kept = [kept_N for _, kept_N in done if kept_N is not None]
-        if len(kept) < len(done):  # the warm-up is over for all or for none
+        if all(kept_N is None for _, kept_N in done):
             return rows, stack.real
+        # A seed that diverged in warm-up never leaves it.
+        kept = [
+            stack.real[i, : batch.rows] if kept_N is None else kept_N
+            for i, (batch, (_, kept_N)) in enumerate(zip(batches, done, strict=True))
+        ]
         count = stack.real.shape[1]
         return {m: stack_rows([own[m] for own, _ in done], count) for m in rows}, stack_rows(kept, count)
 
@@ -133,18 +143,19 @@ class StackedRecognition(L.LightningModule):
     def validation_step(self, batches: Sequence[ConversationBatch], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of an evaluated split of every seed."""
         stack = stack_batches(batches)
-        fused_SNC, losses = self._map(_judge, self._map(_encode, stack.fields), stack.real, stack.fields)
+        fused_SNC, losses = self._map(_encode_and_judge, stack.real, stack.fields)
         predicted_SN = fused_SNC.argmax(-1)
         for i, (member, batch) in enumerate(zip(self.seeds, batches, strict=True)):
             member.count(dataloader_idx, losses["total"][i], predicted_SN[i, : batch.rows], batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Scores of every seed; logged here is the mean over seeds that progress shows."""
+        """Scores of every seed; logged here is what progress shows, the mean over those that have not diverged."""
         for member in self.seeds:
             member.on_validation_epoch_end()
         for split in self.seeds[0].evaluation_splits:
-            scores = [member.scores[split]["weighted_f1"] for member in self.seeds]
-            self.log(f"{split}/weighted_f1", sum(scores) / len(scores))
+            scores = [member.scores[split] for member in self.seeds]
+            sound = [own for own in scores if math.isfinite(own["loss"])] or scores
+            self.log(f"{split}/weighted_f1", fmean(own["weighted_f1"] for own in sound))
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the stack and, if any, the scheduler."""
@@ -172,6 +183,7 @@ class StackedRecognition(L.LightningModule):
         checkpoint["callbacks"] = {}
         states = zip(*(own["optimizer_states"] for own in self.resumed), strict=True)
         checkpoint["optimizer_states"] = [joined_state(state) for state in states]
+        self.resumed = ()
 
 
 class _Called(nn.Module):
@@ -197,6 +209,12 @@ def _named(members: Sequence[Member], stacked: Sequence[Tensor]) -> dict[str, Te
     return {f"module.{name}": value for name, value in named.items()}
 
 
+def _finite_mean(values_S: Tensor) -> Tensor:
+    """The mean without those that are infinite or no number."""
+    finite_S = values_S.isfinite()
+    return values_S.where(finite_S, 0.0).sum() / finite_S.sum()
+
+
 def _encode(member: Member, fields: Mapping[str, Any]) -> dict[str, Tensor]:
     """The stages before balancing."""
     return member.model.encode(_framed(member, fields))
@@ -206,7 +224,18 @@ def _judge(
     member: Member, rows: Mapping[str, Tensor], kept_N: Tensor, fields: Mapping[str, Any]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The stages behind balancing: (N, C) logits, and the losses over the rows that count."""
+    return _judge_batch(member, rows, kept_N, _framed(member, fields))
+
+
+def _encode_and_judge(member: Member, kept_N: Tensor, fields: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """All stages, where nothing is balanced: what follows from the lengths is worked out once."""
     batch = _framed(member, fields)
+    return _judge_batch(member, member.model.encode(batch), kept_N, batch)
+
+
+def _judge_batch(
+    member: Member, rows: Mapping[str, Tensor], kept_N: Tensor, batch: FramedBatch
+) -> tuple[Tensor, dict[str, Tensor]]:
     prediction = member.model.classify(rows, batch)
     return prediction.fused, member.objective(replace(prediction, kept=kept_N), batch.labels)
 

@@ -24,8 +24,8 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
     """
     for reason in _reasons(configs[0]):
         raise MercError(f"Several seeds cannot be trained at once: {reason} {ALONE}")
-    # The data may follow the seed, nothing else.
-    shared = [{key: value for key, value in config.items() if key not in ("seed", "data")} for config in configs]
+    own = ("seed", "data", "run_dir")  # the data may follow the seed, and where it is written
+    shared = [{key: value for key, value in config.items() if key not in own} for config in configs]
     if differing := [key for key in shared[0] if any(config[key] != shared[0][key] for config in shared)]:
         raise MercError(f"Several seeds cannot be trained at once: {', '.join(differing)} depends on the seed. {ALONE}")
 

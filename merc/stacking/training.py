@@ -2,12 +2,14 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import lightning as L
 import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
@@ -91,8 +93,9 @@ class _Run:
     def of(cls, cfg: DictConfig, seed: int) -> "_Run":
         own = deepcopy(cfg)
         own.seed = seed
-        folder = RunFolder(run_path(own, run_name_of(own)))
-        return cls(run_config(own), folder, folder.path.parent.name)
+        name = run_name_of(own)
+        folder = RunFolder(run_path(own, name))
+        return cls(run_config(own), folder, name if own.run_dir else folder.path.parent.name)
 
     def start(self, *, resume: bool, overwrite: bool) -> None:
         """Take hold of the folder."""
@@ -122,6 +125,18 @@ class _Run:
         print(closing_line(json.loads(self.folder.metrics.read_text(encoding="utf-8")), self.folder.path), flush=True)
 
 
+def _let_go(error: BaseException) -> None:
+    """Clear what the frames of an error hold: a whole stack on the device, while the next one is trained."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        # The traceback ends where the error was caught, and a frame also keeps those that called it.
+        for caller, _ in traceback.walk_stack(frame):
+            with suppress(RuntimeError):  # it still runs
+                caller.clear()
+    for earlier in (error.__cause__, error.__context__):
+        if earlier is not None:
+            _let_go(earlier)
+
+
 def _equally_far(runs: Sequence[_Run]) -> list[list[_Run]]:
     """Runs whose checkpoints are of the same epoch, in groups."""
     groups: dict[int, list[_Run]] = {}
@@ -131,18 +146,20 @@ def _equally_far(runs: Sequence[_Run]) -> list[list[_Run]]:
 
 
 def _train(group: Sequence[_Run]) -> None:
-    """Train some runs at once, and one by itself as ever."""
+    """Train some runs at once, and one by itself as ever; each finishes or fails."""
     try:
         if len(group) == 1:
             fit_run(group[0].config, group[0].folder, group[0].group)
+            group[0].finish()
         else:
             _fit(group)
     except Exception as error:
         for run in group:
-            run.fail(run.error or error)
+            if run.error is None:
+                run.fail(error)
     for run in group:
-        if run.error is None:
-            run.finish()
+        if run.error is not None:
+            _let_go(run.error)
 
 
 def _fit(runs: Sequence[_Run]) -> None:
@@ -151,7 +168,7 @@ def _fit(runs: Sequence[_Run]) -> None:
     refuse_stacking([run.config for run in runs])
     built = [build_run(run.config, Member) for run in runs]
     data, modules = [own for own, _ in built], [module for _, module in built]
-    seeds = [Seed(module, _callbacks(run)) for module, run in zip(modules, runs, strict=True)]
+    seeds = [Seed(module, _callbacks(run, len(runs))) for module, run in zip(modules, runs, strict=True)]
     shared = [EpochSeeds(*(run.config["seed"] for run in runs)), SeedCallbacks(seeds)]
     trainer = build_trainer(
         config,
@@ -168,12 +185,24 @@ def _fit(runs: Sequence[_Run]) -> None:
     checkpoint = None
     if runs[0].epoch >= 0:
         checkpoint, stack.resumed = runs[0].folder.last, [load_checkpoint(run.folder.last) for run in runs]
-    run_trainer(trainer, stack, training, evaluation, checkpoint)
+    try:
+        run_trainer(trainer, stack, training, evaluation, checkpoint)
+    finally:
+        for run, seed in zip(runs, seeds, strict=True):
+            if seed.error is not None:
+                run.fail(seed.error)
     for run, seed, own in zip(runs, seeds, data, strict=True):
-        if seed.error is None:
-            close_run(trainer, seed.module, own, seed.recorder, None, seeds_at_once=len(runs))
-        else:
-            run.fail(seed.error)
+        if run.error is None:
+            _close(run, trainer, seed, own)
+
+
+def _close(run: _Run, trainer: L.Trainer, seed: Seed, data: ConversationDataModule) -> None:
+    """Complete the folder of one seed; where that fails, the others are completed all the same."""
+    try:
+        close_run(trainer, seed.module, data, seed.recorder, None)
+        run.finish()
+    except Exception as error:
+        run.fail(error)
 
 
 def _loaders(
@@ -190,9 +219,9 @@ def _loaders(
     return training, [_SideBySide(of_split) for of_split in zip(*evaluation, strict=True)]
 
 
-def _callbacks(run: _Run) -> list[Any]:
+def _callbacks(run: _Run, seeds_at_once: int) -> list[Any]:
     policy = build_policy(run.config)
-    return [*([] if policy is None else [policy]), Recorder(run.folder)]
+    return [*([] if policy is None else [policy]), Recorder(run.folder, seeds_at_once)]
 
 
 class _SideBySide:

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from hydra.core.plugins import Plugins
@@ -66,33 +66,37 @@ class Sweep:
             if plan.manifest is not None:
                 plan.manifest.write(plan.run_root)
         jobs = {plan.run_root / job.run: job for plan in reversed(plans) for job in reversed(plan.jobs)}
+        # Of all jobs: what finished before must not change who is trained with whom.
+        groups = _groups(
+            {plan.run_root / job.run: (job, plan.seeds_per_process) for plan in plans for job in plan.jobs}
+        )
         waiting = {
-            plan.run_root / job.run: (job, plan.seeds_per_process)
+            plan.run_root / job.run
             for plan in plans
             for job in plan.jobs
             if plan.overwrite or not RunFolder(plan.run_root / job.run).finished
         }
         try:
-            outcomes = self._run(waiting)
+            outcomes = self._run(groups, waiting)
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt("The sweep was stopped. The same command goes on with it.") from interrupt
         _summarize(jobs, outcomes)
 
-    def _run(self, jobs: Mapping[Path, tuple[Job, int]]) -> dict[Path, Outcome]:
+    def _run(self, groups: Sequence[Mapping[Path, Job]], waiting: Set[Path]) -> dict[Path, Outcome]:
         """Run these jobs; those that another process had are looked at again in the end, since it may have died.
 
         Args:
-            jobs: run folder → its job, and how many seeds may be trained at once.
+            groups: run folder → its job, for those that are trained at once.
+            waiting: the folders of the jobs that are to be run.
         """
         outcomes: dict[Path, Outcome] = {}
-        waiting = list(jobs)
         while waiting:
-            groups = _groups({path: jobs[path] for path in waiting})
-            size = self.max_batch_size or len(groups)
-            for start in range(0, len(groups), size):
-                outcomes |= self._launch(groups[start : start + size], start)
+            left = _only(groups, waiting)
+            size = self.max_batch_size or len(left)
+            for start in range(0, len(left), size):
+                outcomes |= self._launch(left[start : start + size], start)
             folders = [RunFolder(path) for path in waiting if outcomes[path].result is Result.ELSEWHERE]
-            waiting = [folder.path for folder in folders if not (folder.locked or folder.finished)]
+            waiting = {folder.path for folder in folders if not (folder.locked or folder.finished)}
         return outcomes
 
     def _launch(self, groups: Sequence[Mapping[Path, Job]], first: int) -> dict[Path, Outcome]:
@@ -122,6 +126,12 @@ def _groups(jobs: Mapping[Path, tuple[Job, int]]) -> list[dict[Path, Job]]:
             groups.append(group)
         group[path] = job
     return groups
+
+
+def _only(groups: Sequence[Mapping[Path, Job]], paths: Set[Path]) -> list[dict[Path, Job]]:
+    """The groups without the jobs of other folders than these."""
+    left = [{path: job for path, job in group.items() if path in paths} for group in groups]
+    return [group for group in left if group]
 
 
 def _overrides(jobs: Sequence[Job]) -> list[str]:

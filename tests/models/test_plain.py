@@ -45,6 +45,7 @@ def test_the_form_is_plain_under_a_transform_alone() -> None:
 
 def test_linear_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(linear_module, "BLAS_AT_HOME", False)  # on Intel's processors there is one form only
     torch.manual_seed(0)
     x, weight, bias = (numbers(*shape).detach().float().requires_grad_() for shape in ((N, 3), (4, 3), (4,)))
     assert_forms_agree(linear, x, weight, bias)

@@ -1,5 +1,6 @@
 """A stack against its seeds alone: losses, gradients, steps, scores."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -126,16 +127,43 @@ def test_a_seed_that_is_lost_leaves_the_others_alone(make_members: Members, make
             torch.testing.assert_close(ours.grad[::2], expected.grad[::2])
 
 
+def test_progress_is_that_of_the_seeds_that_are_not_lost(make_members: Members, make_batch: Make) -> None:
+    stacked = stack(make_members(3, *STILL))
+    shown: dict[str, float] = {}
+    stacked.log = lambda name, value, **_: shown.update({name: float(value)})  # type: ignore[method-assign, assignment]
+    with torch.no_grad():
+        for parameter in stacked.seeds[1].parameters():
+            parameter.fill_(float("nan"))
+    stacked.training_step(batches(make_batch), 0)
+    stacked.on_train_epoch_end()
+    stacked.eval()
+    with torch.inference_mode():
+        stacked.validation_step(batches(make_batch), 0, 0)
+        stacked.validation_step(batches(make_batch), 0, 1)
+    stacked.on_validation_epoch_end()
+    first, lost, third = stacked.seeds
+    assert math.isnan(lost.logged["train/loss"])
+    assert shown["train/loss"] == pytest.approx((first.logged["train/loss"] + third.logged["train/loss"]) / 2)
+    for split in first.scores:
+        sound = [member.scores[split]["weighted_f1"] for member in (first, third)]
+        assert shown[f"{split}/weighted_f1"] == pytest.approx(sum(sound) / 2)
+
+
 def same(members: Sequence[Member]) -> StackedRecognition:
     """A stack of the first seed several times."""
     return stack([members[0]] * len(members))
 
 
-def total(stacked: StackedRecognition, batch: ConversationBatch) -> list[float]:
-    """Loss of each seed for the same batch."""
+def losses_of_all(stacked: StackedRecognition, own: Sequence[ConversationBatch]) -> list[float]:
+    """Loss of each seed, summed over its utterances."""
     stacked._losses = {}
-    stacked.training_step([batch] * len(stacked.seeds), 0)
+    stacked.training_step(own, 0)
     return [float(loss) for loss in stacked._losses["train/loss"]]
+
+
+def total(stacked: StackedRecognition, batch: ConversationBatch) -> list[float]:
+    """The same of one batch for all."""
+    return losses_of_all(stacked, [batch] * len(stacked.seeds))
 
 
 @pytest.mark.parametrize("rates", [(), (*STILL[1:], "denoiser=none"), (*STILL[:1],)])
@@ -165,6 +193,19 @@ def test_modalities_are_dropped_by_each_seed_for_itself(make_members: Members, m
     executed = [int(mechanism.executed) for mechanism in balancing(stacked)]
     assert 0 < sum(executed) < 30
     assert len(set(executed)) > 1
+
+
+def test_a_seed_that_stays_in_warm_up_leaves_the_others_balanced(make_members: Members, make_batch: Make) -> None:
+    stacked = stack(make_members(3, *STILL, "balancing=fixed", "hyperparameters.execute_probability=1"))
+    before = losses_of_all(stacked, batches(make_batch))
+    for i, mechanism in enumerate(balancing(stacked)):
+        mechanism.active = i != 1
+        mechanism.probabilities.fill_(0.5)
+    torch.manual_seed(1)
+    losses = losses_of_all(stacked, batches(make_batch))
+    assert [int(mechanism.executed) for mechanism in balancing(stacked)] == [1, 0, 1]
+    changed = [loss != pytest.approx(without, rel=1e-5) for loss, without in zip(losses, before, strict=True)]
+    assert changed == [True, False, True]
 
 
 def test_every_seed_balances_by_its_own_scores(make_members: Members, make_batch: Make) -> None:
@@ -235,9 +276,17 @@ def test_a_step_of_all_can_be_queued_on_a_device_that_tells_nothing(
         stacked.validation_step([batch.to("meta") for batch in batches(make_batch)], 0)
 
 
-def test_bfloat16_is_close(make_members: Members, make_batch: Make) -> None:
-    members = make_members(3, *STILL)
+@pytest.mark.parametrize("choice", ["model=amb_dsgdn", "model=redifu graph.cross_modal.dropout=0"])
+def test_bfloat16_is_close(make_members: Members, make_batch: Make, choice: str) -> None:
+    members = make_members(3, *choice.split(), *STILL)
+    stacked = stack(members)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = stack(members).training_step(batches(make_batch), 0)
+        ours = stacked.training_step(batches(make_batch), 0)
         alone = [losses_of(module, batch) for module, batch in zip(members, batches(make_batch), strict=True)]
     assert ours.item() == pytest.approx(sum(loss.item() for loss in alone), rel=0.02)
+    for loss in (ours, *alone):
+        loss.backward()
+    for i, module in enumerate(members):
+        expected = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        own = torch.cat([p.grad[i].flatten() for p in stacked.stacked if p.grad is not None])
+        assert (own - expected).norm() < 0.1 * expected.norm()

@@ -49,6 +49,10 @@ def test_the_rest_is_not_refused(make_config: Configure, choices: str) -> None:
     refuse_stacking(configs)
 
 
+def test_where_a_run_is_written_may_follow_the_seed(make_config: Configure) -> None:
+    refuse_stacking([make_config("run_dir=elsewhere/${seed}", f"seed={seed}") for seed in (1, 2)])
+
+
 def test_what_follows_the_seed_beside_the_data_is_refused(make_config: Configure) -> None:
     configs = [make_config("trainer.max_epochs=${seed}", f"seed={seed}") for seed in (1, 2)]
     with pytest.raises(MercError, match="trainer depends on the seed"):

@@ -1,9 +1,12 @@
 """Several seeds at once: every run folder is that of a run alone, whatever befalls the others."""
 
 import csv
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from merc.evaluate import evaluate
 from merc.reporting.recorder import DivergenceError, Recorder
 from merc.reporting.run_folder import RunFolder, RunLockedError, claim, run_path
 from merc.stacking import train_together
-from merc.train import run_config, train
+from merc.stacking.module import StackedRecognition
+from merc.train import close_run, run_config, run_trainer, train
 from tests.stacking.conftest import STILL
 
 SMALL = (
@@ -36,7 +40,7 @@ SMALL = (
     "trainer.enable_progress_bar=false",
 )
 EXACT = (*STILL, "balancing=none")
-TIMES = ("seconds", "evaluation_seconds")
+TIMES = ("seconds", "evaluation_seconds", "seeds_at_once")
 
 
 class PowerCutError(BaseException):
@@ -57,7 +61,7 @@ def folders(root: Path) -> list[RunFolder]:
 
 
 def assert_close(ours: Any, expected: Any, where: str = "") -> None:
-    """Equal but for rounding and times: nested plain values and tensors."""
+    """Equal but for rounding, times and whose they are: nested plain values and tensors."""
     assert type(ours) is type(expected), where
     if isinstance(expected, dict):
         assert list(ours) == list(expected), where
@@ -80,6 +84,12 @@ def assert_close(ours: Any, expected: Any, where: str = "") -> None:
 def table(folder: RunFolder) -> list[dict[str, float]]:
     with folder.history.open() as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def at_once(folder: RunFolder) -> int | None:
+    """How many seeds the times of training are of, as costs.json has it."""
+    seeds: int | None = json.loads(folder.costs.read_text()).get("seeds_at_once", {}).get("seeds")
+    return seeds
 
 
 def outcome(folder: RunFolder) -> tuple[list[dict[str, float]], str]:
@@ -172,7 +182,7 @@ def test_seeds_that_are_not_equally_far_go_on_apart(tmp_path: Path, monkeypatch:
     assert together(tmp_path / "cut", *EXACT, "resume=true", seeds="1,2,3") == [None] * 3
     for ours, expected in zip(folders(tmp_path / "cut"), folders(tmp_path / "whole"), strict=True):
         assert_close(table(ours), table(expected))
-        assert "seeds_at_once" not in json.loads(ours.costs.read_text()) or ours.path.name != "seed=1"
+        assert at_once(ours) == 3, "for the first epoch"
 
 
 def test_a_seed_of_a_stack_goes_on_alone_and_single_runs_go_on_as_a_stack(
@@ -191,6 +201,7 @@ def test_a_seed_of_a_stack_goes_on_alone_and_single_runs_go_on_as_a_stack(
     assert together(tmp_path / "mixed", *EXACT, "resume=true") == [None, None]
     for name, seed in (("stack", 1), ("mixed", 0), ("mixed", 1)):
         assert_close(table(folders(tmp_path / name)[seed]), table(folders(tmp_path / "whole")[seed]))
+        assert at_once(folders(tmp_path / name)[seed]) == 2
 
 
 def test_finished_seeds_are_skipped_and_a_single_one_is_trained_as_ever(tmp_path: Path) -> None:
@@ -203,18 +214,24 @@ def test_finished_seeds_are_skipped_and_a_single_one_is_trained_as_ever(tmp_path
     assert list(map(outcome, folders(tmp_path / "b"))) == list(map(outcome, folders(tmp_path / "a")))
 
 
+def diverge(monkeypatch: pytest.MonkeyPatch, epochs: dict[int, int]) -> None:
+    """Let seeds diverge in these epochs, from 1."""
+    end: Callable[..., None] = Recorder.on_train_epoch_end
+
+    def at_the_end(recorder: Recorder, *arguments: Any) -> None:
+        epoch = len(recorder.history) + 1
+        if epochs.get(int(recorder.folder.path.name.removeprefix("seed="))) == epoch:
+            raise DivergenceError(f"The training loss is nan after epoch {epoch}.")
+        end(recorder, *arguments)
+
+    monkeypatch.setattr(Recorder, "on_train_epoch_end", at_the_end)
+
+
 def test_a_seed_that_diverges_or_is_elsewhere_leaves_the_others_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone(tmp_path / "whole", *EXACT, seeds="1,3")
-    end: Callable[..., None] = Recorder.on_train_epoch_end
-
-    def diverge(recorder: Recorder, *arguments: Any) -> None:
-        if recorder.folder.path.name == "seed=2" and len(recorder.history) == 1:
-            raise DivergenceError("The training loss is nan.")
-        end(recorder, *arguments)
-
-    monkeypatch.setattr(Recorder, "on_train_epoch_end", diverge)
+    diverge(monkeypatch, {2: 2})
     name = folders(tmp_path / "whole")[0].path.parent.name
     taken = RunFolder(tmp_path / "cut" / name / "seed=4")
     with claim(taken, {}, resume=False, overwrite=False):
@@ -222,7 +239,7 @@ def test_a_seed_that_diverges_or_is_elsewhere_leaves_the_others_alone(
     assert [type(error) for error in errors] == [type(None), DivergenceError, type(None), RunLockedError]
     first, second, third, _ = folders(tmp_path / "cut")
     assert second.read_status()["state"] == "failed"
-    assert second.read_status()["error"] == "The training loss is nan."
+    assert second.read_status()["error"] == "The training loss is nan after epoch 2."
     assert second.read_status()["epoch"] == 1
     for ours, expected in zip((first, third), folders(tmp_path / "whole"), strict=True):
         assert_close(table(ours), table(expected))
@@ -252,6 +269,69 @@ def test_what_befalls_all_fails_all_and_stopping_stops_all(tmp_path: Path, monke
     assert "cannot be read as a checkpoint" in str(damaged)
     assert [folder.read_status()["state"] for folder in (first, second)] == ["failed", "finished"]
     assert not any(folder.locked for folder in folders(tmp_path))
+
+
+def test_seeds_that_all_diverge_have_their_own_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diverge(monkeypatch, {1: 2, 2: 1})
+    reasons = [f"The training loss is nan after epoch {epoch}." for epoch in (2, 1)]
+    assert [str(error) for error in together(tmp_path)] == reasons
+    assert [folder.read_status()["error"] for folder in folders(tmp_path)] == reasons
+
+
+@pytest.mark.parametrize("error", [MercError, KeyboardInterrupt])
+def test_a_seed_that_diverged_keeps_its_reason_when_the_others_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail_in_the_end(*arguments: Any) -> None:
+        run_trainer(*arguments)
+        raise error("The disk is full.")
+
+    diverge(monkeypatch, {2: 1})
+    monkeypatch.setattr("merc.stacking.training.run_trainer", fail_in_the_end)
+    with suppress(KeyboardInterrupt):
+        assert [str(error).split()[1] for error in together(tmp_path, seeds="1,2,3")] == ["disk", "training", "disk"]
+    reasons = [folder.read_status()["error"] for folder in folders(tmp_path)]
+    assert reasons == ["The disk is full.", "The training loss is nan after epoch 1.", "The disk is full."]
+
+
+def test_a_seed_that_cannot_be_closed_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def close(trainer: Any, module: Any, data: Any, recorder: Recorder, *others: Any) -> None:
+        if recorder.folder.path.name == "seed=2":
+            raise MercError("The disk is full.")
+        close_run(trainer, module, data, recorder, *others)
+
+    monkeypatch.setattr("merc.stacking.training.close_run", close)
+    errors = together(tmp_path, "trainer.max_epochs=1", seeds="1,2,3")
+    assert [error and str(error) for error in errors] == [None, "The disk is full.", None]
+    states = [folder.read_status()["state"] for folder in folders(tmp_path)]
+    assert states == ["finished", "failed", "finished"]
+    assert [folder.metrics.exists() for folder in folders(tmp_path)] == [True, False, True]
+
+
+@pytest.mark.parametrize("failing", ["run_trainer", "close_run", "a seed"])
+def test_what_failed_keeps_no_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    stacks: list[weakref.ref[StackedRecognition]] = []
+
+    def remembered(*arguments: Any) -> StackedRecognition:
+        made = StackedRecognition(*arguments)
+        stacks.append(weakref.ref(made))
+        return made
+
+    def fail(*_: Any) -> None:
+        try:
+            raise OSError("No space left.")
+        except OSError as error:
+            raise MercError("The disk is full.") from error
+
+    if failing == "a seed":
+        diverge(monkeypatch, {2: 1})
+    else:
+        monkeypatch.setattr(f"merc.stacking.training.{failing}", fail)
+    monkeypatch.setattr("merc.stacking.training.StackedRecognition", remembered)
+    errors = together(tmp_path, "trainer.max_epochs=1")
+    assert errors[1] is not None
+    gc.collect()
+    assert [stack() for stack in stacks] == [None]
 
 
 def test_seeds_per_process_is_no_part_of_a_run() -> None:

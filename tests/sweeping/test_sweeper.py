@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from merc.reporting.run_folder import RunFolder
 from merc.sweeping.manifest import Job, find_manifests, read_manifest
-from merc.sweeping.sweeper import _groups, _overrides
+from merc.sweeping.sweeper import _groups, _only, _overrides
 from tests.sweeping.conftest import TINY
 
 Sweep = Callable[..., tuple[int, str, str]]
@@ -108,6 +108,13 @@ def test_a_single_run_of_an_experiment_is_refused(command: Sweep) -> None:
     assert "Add -m to run them: -m experiment=toy/modalities." in err
 
 
+def test_seeds_at_once_without_a_sweep_are_refused(command: Sweep) -> None:
+    status, _, err = command(*TINY, "seeds_per_process=4")
+    assert status == 1
+    assert "Add -m and list the seeds: -m seed=1,2,3,4 seeds_per_process=4." in err
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -147,6 +154,13 @@ def test_jobs_that_differ_in_the_seed_alone_are_grouped() -> None:
     assert [[int(str(path)) for path in group] for group in groups] == [[0, 2], [1], [3], [4, 5], [6]]
     assert _overrides(list(groups[0].values())) == ["graph=gcn", "seed=[1,2]", "resume=true"]
     assert _overrides(list(groups[1].values())) == ["graph=gcn", "seed=1", "resume=true"]
+
+
+def test_a_restarted_sweep_keeps_its_groups() -> None:
+    groups = _groups({Path(f"{seed}"): job_of(seed) for seed in range(1, 6)})
+    left = _only(groups, {Path(path) for path in "1345"})
+    assert [[job.seed for job in group.values()] for group in left] == [[1], [3, 4], [5]]
+    assert _only(groups, {Path("4")}) == [{Path("4"): job_of(4)[0]}]
 
 
 def test_seeds_of_a_variant_are_trained_at_once(sweep: Sweep) -> None:
