@@ -55,7 +55,7 @@ class ModalityDropout(nn.Module):
             return dict(rows), None
         q_M1 = self.probabilities[:, None]
         execute = torch.rand((), device=batch.device) < self.execute_probability
-        kept_MB = torch.rand(len(self.modalities), len(batch.lengths), device=batch.device) >= q_M1
+        kept_MB = torch.rand(len(self.modalities), batch.count, device=batch.device) >= q_M1
         kept_MN = (kept_MB | ~execute)[:, batch.dialogues]
         # Where θ = 1 every modality of every dialogue is dropped and no factor can matter.
         scale = torch.where(execute & (self.theta < 1), 1 / (1 - self.theta), 1.0).detach()

@@ -92,7 +92,7 @@ def size_cost(path: Path, times: int, settings: Mapping[str, Any]) -> SizeCost:
     training = _training(setting, settings["steps"], peak)
     started, count = time.perf_counter(), 0
     for batch in setting.batches("train"):
-        count += sum(batch.lengths)
+        count += batch.rows
         peak.look()
     parts = setting.data.parts.values()
     utterances = sum(len(part.labels) for part in parts)
@@ -126,4 +126,4 @@ def _training(setting: Setting, steps: int, peak: _Peak) -> float:
     started = time.perf_counter()
     train_on(batches)
     peak.look()
-    return sum(sum(batch.lengths) for batch in batches) / (time.perf_counter() - started)
+    return sum(batch.rows for batch in batches) / (time.perf_counter() - started)

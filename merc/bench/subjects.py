@@ -301,7 +301,7 @@ def reference(overrides: Sequence[str], turns: Turns, name: str, share: int) -> 
 
 
 def _padded_rows(batches: Sequence[ConversationBatch]) -> int:
-    return sum(len(batch.lengths) * max(batch.lengths) for batch in batches)
+    return sum(batch.count * batch.longest for batch in batches)
 
 
 def _epoch(batches: Any, loss: Callable[[ConversationBatch], Tensor], optimizer: torch.optim.Optimizer) -> None:

@@ -159,8 +159,7 @@ class ConversationBatch:
         Args:
             speaker: index that the rows of padding get; their features and labels are 0.
         """
-        longest = max(self.lengths)
-        layout = replace(self, lengths=(longest,) * len(self.lengths), present=self.occupied.flatten())
+        layout = replace(self, lengths=(self.longest,) * self.count, present=self.occupied.flatten())
 
         def spread(rows: Tensor) -> Tensor:
             return self.pad(rows).flatten(0, 1)
@@ -176,8 +175,7 @@ class ConversationBatch:
         """The batch with further rows of zeros behind all others, in dialogues no longer than the longest."""
         if not rows:
             return self
-        longest = max(self.lengths)
-        whole, rest = divmod(rows, longest)
+        whole, rest = divmod(rows, self.longest)
 
         def extend(x: Tensor) -> Tensor:
             return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
@@ -187,7 +185,7 @@ class ConversationBatch:
             features={modality: extend(x_ND) for modality, x_ND in self.features.items()},
             speakers=extend(self.speakers),
             labels=extend(self.labels),
-            lengths=(*self.lengths, *[longest] * whole, *[rest] * (rest > 0)),
+            lengths=(*self.lengths, *[self.longest] * whole, *[rest] * (rest > 0)),
             filler=rows,
         )
 
@@ -289,9 +287,12 @@ class Features(Mapping[str, Tensor]):
 
     def chunks(self, modality: str) -> Iterator[Tensor]:
         """All rows of a modality, some at a time."""
-        count = len(self.tables[modality] if self.rows is None else self.rows)
-        for rows in torch.arange(count).split(max(1, CHUNK // self.dims[modality])):
+        for rows in torch.arange(self._count(modality)).split(max(1, CHUNK // self.dims[modality])):
             yield self.select(rows)[modality]
+
+    def _count(self, modality: str) -> int:
+        """N."""
+        return len(self.tables[modality] if self.rows is None else self.rows)
 
     def moments(self, modality: str) -> tuple[Tensor, Tensor]:
         """(D_m,) float64 mean and standard deviation of a modality over all rows."""
@@ -310,8 +311,7 @@ class Features(Mapping[str, Tensor]):
         return Features({modality: self._together(modality, device) for modality in self})
 
     def _together(self, modality: str, device: torch.device) -> Tensor:
-        table = self.tables[modality]
-        x_ND = torch.empty(len(table if self.rows is None else self.rows), table.shape[1], device=device)
+        x_ND = torch.empty(self._count(modality), self.dims[modality], device=device)
         start = 0
         for chunk in self.chunks(modality):
             x_ND[start : start + len(chunk)] = chunk

@@ -94,11 +94,10 @@ class _Tile:
     """
 
     def __init__(self, rows_BL: Tensor, batch: ConversationBatch, to_padding: bool, window: int | None) -> None:
-        count = sum(batch.lengths)
         self.shape = rows_BL.shape
         self.targets = rows_BL.flatten()
-        self.sources = self.targets.clamp_max(count - 1)  # any row where there is none
-        self.there_BL = rows_BL < count
+        self.sources = self.targets.clamp_max(batch.rows - 1)  # any row where there is none
+        self.there_BL = rows_BL < batch.rows
         self.visible_BL = self.there_BL
         if not to_padding and batch.present is not None:
             self.visible_BL = self.there_BL & batch.present[self.sources].view(self.shape)

@@ -38,7 +38,7 @@ def published_batches(corpus: Corpus, batch_size: int) -> Iterator[ConversationB
     test = [dialogue for dialogue, split in enumerate(data.splits) if split == "test"]
     for start in range(0, len(test), batch_size):
         batch = data.batch(test[start : start + batch_size]).to("meta")
-        shapes = {m: (sum(batch.lengths), dim) for m, dim in corpus.dims.items()}
+        shapes = {m: (batch.rows, dim) for m, dim in corpus.dims.items()}
         yield replace(batch, features={m: torch.empty(shape, device="meta") for m, shape in shapes.items()})
 
 
@@ -54,7 +54,7 @@ def flops_per_utterance(model: EmotionModel, batches: Iterable[ConversationBatch
     """
     operations, utterances = 0, 0
     for batch in batches:
-        utterances += sum(batch.lengths)
+        utterances += batch.rows
         rows = batch.with_padding(speaker=model.padding_speaker) if model.pad_dialogues else batch
         # The counter knows the products that attention consists of, but not every fused kernel.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():

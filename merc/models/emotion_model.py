@@ -101,7 +101,7 @@ class EmotionModel(nn.Module):
             return self._run(padded).rows(batch.places)
         if not (self.training and compiled_for_each_shape(batch.device)):  # evaluated batches come again as they are
             return self._run(batch)
-        filled = batch.with_filler(missing_rows(sum(batch.lengths)))
+        filled = batch.with_filler(missing_rows(batch.rows))
         return self._run(filled).rows(filled.utterances)
 
     @property

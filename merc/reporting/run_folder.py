@@ -33,9 +33,16 @@ from merc.errors import MercError
 from merc.files import discard_temporaries, write_json, write_text
 
 BESIDES_THE_RUN = (
-    "run_root", "run_dir", "resume", "overwrite", "logger", "experiment", "variants", "profile_steps",
+    "run_root",
+    "run_dir",
+    "resume",
+    "overwrite",
+    "logger",
+    "experiment",
+    "variants",
+    "profile_steps",
     "seeds_per_process",
-)  # fmt: skip
+)
 """Keys that say how a run is run, or for which table, not what it computes."""
 
 # A glance at the lock holds it for a moment; whoever wants to keep it tries again.

@@ -78,17 +78,22 @@ def test_some_steps_equal_those_of_each_seed_alone(make_members: Members, make_b
         torch.testing.assert_close(dict(member.state_dict()), dict(module.state_dict()), rtol=1e-4, atol=1e-5)
 
 
+def end_epoch(stacked: StackedRecognition, evaluated: Sequence[ConversationBatch]) -> None:
+    """What Lightning does behind the last training step; every split is the same batch of each seed."""
+    stacked.on_train_epoch_end()
+    stacked.eval()
+    with torch.inference_mode():
+        for split in range(len(stacked.seeds[0].evaluation_splits)):
+            stacked.validation_step(evaluated, 0, split)
+    stacked.on_validation_epoch_end()
+
+
 def test_every_seed_has_the_losses_and_scores_of_its_own(make_members: Members, make_batch: Make) -> None:
     members = make_members(3, *STILL)
     stacked = stack(members)
     stacked.training_step(batches(make_batch), 0)
     stacked.training_step(batches(make_batch, 5), 1)
-    stacked.on_train_epoch_end()
-    stacked.eval()
-    with torch.inference_mode():
-        stacked.validation_step(batches(make_batch), 0, 0)
-        stacked.validation_step(batches(make_batch), 0, 1)
-    stacked.on_validation_epoch_end()
+    end_epoch(stacked, batches(make_batch))
     for i, (member, module) in enumerate(zip(stacked.seeds, members, strict=True)):
         two = [batches(make_batch)[i], batches(make_batch, 5)[i]]
         losses = [losses_of(module, batch).item() * batch.rows for batch in two]
@@ -135,12 +140,7 @@ def test_progress_is_that_of_the_seeds_that_are_not_lost(make_members: Members, 
         for parameter in stacked.seeds[1].parameters():
             parameter.fill_(float("nan"))
     stacked.training_step(batches(make_batch), 0)
-    stacked.on_train_epoch_end()
-    stacked.eval()
-    with torch.inference_mode():
-        stacked.validation_step(batches(make_batch), 0, 0)
-        stacked.validation_step(batches(make_batch), 0, 1)
-    stacked.on_validation_epoch_end()
+    end_epoch(stacked, batches(make_batch))
     first, lost, third = stacked.seeds
     assert math.isnan(lost.logged["train/loss"])
     assert shown["train/loss"] == pytest.approx((first.logged["train/loss"] + third.logged["train/loss"]) / 2)

@@ -150,8 +150,7 @@ class RelationGraph:
         candidates = hood.windows(torch.arange(hood.rows, device=batch.device), fill=-1)
         block, row, column = self.connected.nonzero(as_tuple=True)
         receiving, source = block * hood.size + row, candidates[block, column]
-        longest = max(batch.lengths)
-        adjacency = torch.zeros(len(batch.lengths), longest, longest, dtype=torch.int64, device=batch.device)
+        adjacency = torch.zeros(batch.count, batch.longest, batch.longest, dtype=torch.int64, device=batch.device)
         index = (batch.dialogues[receiving], batch.positions[receiving], batch.positions[source])
         return adjacency.index_put(index, self.relations[block, row, column])
 
