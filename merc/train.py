@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,9 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
     quiet_lightning()
     keep_freed_memory()
     _refuse_seeds_at_once(cfg)
+    if cfg.compile is not None:
+        assert not observers, "a compiled run is a stack of one seed, which nobody looks on"
+        return _train_compiled(cfg)
     config = run_config(cfg)
     name = run_name_of(cfg)
     folder = RunFolder(run_path(cfg, name))
@@ -83,6 +87,24 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
                 refuse_mistakes(config)
             write_json(folder.environment, describe_environment())
             fit_run(config, folder, group, observers)
+    return show_scores(folder)
+
+
+def _train_compiled(cfg: DictConfig) -> dict[str, Any]:
+    from merc.stacking import train_together  # which imports this module
+
+    stack = deepcopy(cfg)
+    stack.seed = [cfg.seed]
+    for error in train_together(stack):
+        if error is not None:
+            raise error
+    folder = RunFolder(run_path(cfg, run_name_of(cfg)))
+    metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
+    return metrics
+
+
+def show_scores(folder: RunFolder) -> dict[str, Any]:
+    """Print the scores of a finished run, in a sweep on one line; returns the content of metrics.json."""
     metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
     if _sweeping():
         print(closing_line(metrics, folder.path), flush=True)
@@ -241,6 +263,10 @@ def run_trainer(
         raise MercError(
             "The device ran out of memory. Lower hyperparameters.batch_size or hyperparameters.hidden_dim (in a sweep "
             "also seeds_per_process), or try trainer.precision=bf16-mixed."
+        ) from error
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise MercError(
+            f"torch.compile cannot compile the training step; leave compile=null. ({str(error).splitlines()[0]})"
         ) from error
 
 

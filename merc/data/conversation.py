@@ -7,12 +7,13 @@ dimension of modality m.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from merc.data.cached import cached_property
 
 MODALITIES = ("text", "audio", "visual")
 """Canonical order of the modalities of the field; any other names may be used as well."""
@@ -115,7 +116,7 @@ class ConversationBatch:
 
     @cached_property
     def tiles(self) -> tuple[Tensor, ...]:
-        """Row indices of dialogues of similar length, each (B', L') int64 with N behind shorter dialogues.
+        """Row indices of dialogues, longest first, in groups, each (B', L') int64 with N behind shorter dialogues.
 
         What is computed per pair of utterances is computed tile by tile: little of it is padding, and what one tile
         needs fits into a cache.
@@ -125,8 +126,7 @@ class ConversationBatch:
         groups: list[list[int]] = []
         for dialogue in order:
             longest = self.lengths[groups[-1][0]] if groups else 0
-            near = self.lengths[dialogue] >= 0.75 * longest - 4
-            if groups and near and (len(groups[-1]) + 1) * longest**2 <= TILE:
+            if groups and (len(groups[-1]) + 1) * longest**2 <= TILE:
                 groups[-1].append(dialogue)
             else:
                 groups.append([dialogue])
@@ -171,11 +171,17 @@ class ConversationBatch:
             labels=spread(self.labels),
         )
 
-    def with_filler(self, rows: int) -> Self:
-        """The batch with further rows of zeros behind all others, in dialogues no longer than the longest."""
+    def with_filler(self, rows: int, longest: int | None = None) -> Self:
+        """The batch with further rows of zeros behind all others, in dialogues of their own.
+
+        Args:
+            rows: how many.
+            longest: rows of these dialogues, but for the last; None: as many as the longest dialogue has.
+        """
         if not rows:
             return self
-        whole, rest = divmod(rows, self.longest)
+        longest = longest or self.longest
+        whole, rest = divmod(rows, longest)
 
         def extend(x: Tensor) -> Tensor:
             return torch.cat([x, x.new_zeros(rows, *x.shape[1:])])
@@ -185,7 +191,7 @@ class ConversationBatch:
             features={modality: extend(x_ND) for modality, x_ND in self.features.items()},
             speakers=extend(self.speakers),
             labels=extend(self.labels),
-            lengths=(*self.lengths, *[self.longest] * whole, *[rest] * (rest > 0)),
+            lengths=(*self.lengths, *[longest] * whole, *[rest] * (rest > 0)),
             filler=rows,
         )
 

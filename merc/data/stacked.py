@@ -6,13 +6,13 @@ their own (:meth:`ConversationBatch.with_filler`), and nobody counts them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from merc.data.cached import cached_property
 from merc.data.conversation import ConversationBatch
 
 
@@ -71,11 +71,55 @@ class StackedBatches:
     real: Tensor
 
 
-def stack_batches(batches: Sequence[ConversationBatch]) -> StackedBatches:
-    """Fill up some batches to one size and put them side by side."""
-    rows, device = max(batch.rows for batch in batches), batches[0].device
-    filled = [batch.with_filler(rows - batch.rows) for batch in batches]
-    longest, count = max(batch.longest for batch in filled), max(batch.count for batch in filled)
+@dataclass(frozen=True)
+class Frame:
+    """A size that batches are filled up to.
+
+    Attributes:
+        rows: N.
+        longest: L.
+        count: B.
+    """
+
+    rows: int
+    longest: int
+    count: int
+
+    @classmethod
+    def around(cls, batches: Sequence[ConversationBatch]) -> "Frame":
+        """What holds these batches."""
+        rows, longest = max(batch.rows for batch in batches), max(batch.longest for batch in batches)
+        return cls(rows, longest, max(batch.count + _dialogues(rows - batch.rows, longest) for batch in batches))
+
+    @classmethod
+    def of_any(cls, lengths: Sequence[int], batch_size: int) -> "Frame":
+        """What holds every batch of so many of these dialogues, or fewer, whatever their order.
+
+        Args:
+            lengths: rows of each dialogue.
+            batch_size: most dialogues of a batch.
+        """
+        ascending = sorted(lengths)
+        fewest, most = sum(ascending[:batch_size]), sum(ascending[-batch_size:])
+        longest = ascending[-1]
+        return cls(most, longest, min(batch_size, len(lengths)) + _dialogues(most - fewest, longest))
+
+
+def _dialogues(rows: int, longest: int) -> int:
+    """How many dialogues so many rows of filler make."""
+    return -(-rows // longest)
+
+
+def stack_batches(batches: Sequence[ConversationBatch], frame: Frame | None = None) -> StackedBatches:
+    """Fill up some batches to one size and put them side by side.
+
+    Args:
+        batches: one of each seed.
+        frame: the size; None: as small as can be.
+    """
+    frame, device = frame or Frame.around(batches), batches[0].device
+    rows, longest, count = frame.rows, frame.longest, frame.count
+    filled = [batch.with_filler(rows - batch.rows, longest) for batch in batches]
     sizes = [[*batch.lengths, *[0] * (count - batch.count)] for batch in filled]
     sizes_SB = torch.tensor(sizes).to(device, non_blocking=True)
     real_S = torch.tensor([batch.rows for batch in batches]).to(device, non_blocking=True)

@@ -42,6 +42,7 @@ BESIDES_THE_RUN = (
     "variants",
     "profile_steps",
     "seeds_per_process",
+    "compile",
 )
 """Keys that say how a run is run, or for which table, not what it computes."""
 

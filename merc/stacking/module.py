@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from merc.data.conversation import ConversationBatch, CorpusInfo
-from merc.data.stacked import FramedBatch, StackedBatches, stack_batches, stack_rows
+from merc.data.stacked import Frame, FramedBatch, StackedBatches, stack_batches, stack_rows
 from merc.models.lightning_module import EmotionRecognition, build_optimizers, logged_losses
 from merc.stacking.state import joined_state, own_state
 
@@ -49,6 +49,8 @@ class StackedRecognition(L.LightningModule):
 
     Args:
         members: a module for each seed, on the device.
+        compile: torch.compile's mode for the forward and backward passes of training; None: they are not compiled.
+        frame: what every batch of training is filled up to; None: what the batches of a step need.
 
     Attributes:
         stacked: the parameters of all seeds, (S, ...), in the order of a module's own.
@@ -58,8 +60,9 @@ class StackedRecognition(L.LightningModule):
         resumed: the checkpoint of each seed, where training goes on from them; set before fitting.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], compile: str | None = None, frame: Frame | None = None) -> None:
         super().__init__()
+        self.frame = frame
         self.members = nn.ModuleList(members)
         self.stacked = nn.ParameterList(
             nn.Parameter(torch.stack([p.detach() for p in parameters]), parameters[0].requires_grad)
@@ -69,6 +72,11 @@ class StackedRecognition(L.LightningModule):
             for parameter, stacked in zip(member.parameters(), self.stacked, strict=True):
                 parameter.data = stacked.data[i]
         self.weights = _named(members, list(self.stacked))
+        self._maps = {function: _Mapped(members[0], function) for function in (_encode, _judge, _encode_and_judge)}
+        if compile is not None:
+            torch.compiler.reset()  # what runs before this one compiled counts against a limit
+            for mapped in self._maps.values():
+                mapped.compile(compile, self.weights)
         self.callbacks: Sequence[Sequence[L.Callback]] = ()
         self.current = 0
         self.resumed: Sequence[Mapping[str, Any]] = ()
@@ -82,7 +90,7 @@ class StackedRecognition(L.LightningModule):
 
     def training_step(self, batches: Sequence[ConversationBatch], batch_idx: int) -> Tensor:
         """The sum of the seeds' losses, of which every seed's parameters get their own gradient alone."""
-        stack = stack_batches(batches)
+        stack = stack_batches(batches, self.frame)
         losses = self._losses_of(stack, batches)
         utterances_S = stack.real.sum(1)
         for name, loss_S in logged_losses(losses).items():
@@ -101,14 +109,8 @@ class StackedRecognition(L.LightningModule):
 
     def _map(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """``function(module, *inputs)`` of every seed: tensors (S, ...), in nested mappings, to such tensors."""
-        called = _Called(self.seeds[0], function)
-
-        def of_one(weights: dict[str, Tensor], *inputs: Any) -> Any:
-            return functional_call(called, weights, inputs)
-
-        # The fused kernels of attention have no batching rule, products and softmax have.
-        with sdpa_kernel(SDPBackend.MATH):
-            return vmap(of_one, randomness="different")(self.weights, *inputs)
+        mapped = self._maps[function]
+        return (mapped.compiled if self.training else mapped)(self.weights, *inputs)
 
     def _balanced(
         self, rows: StackedRows, stack: StackedBatches, batches: Sequence[ConversationBatch]
@@ -184,6 +186,42 @@ class StackedRecognition(L.LightningModule):
         states = zip(*(own["optimizer_states"] for own in self.resumed), strict=True)
         checkpoint["optimizer_states"] = [joined_state(state) for state in states]
         self.resumed = ()
+
+
+class _Mapped:
+    """A function of a module, of all seeds at once.
+
+    Args:
+        module: that of one seed.
+        function: called with the module and inputs.
+
+    Attributes:
+        compiled: the same, compiled if that was asked for.
+    """
+
+    def __init__(self, module: Member, function: Callable[..., Any]) -> None:
+        self.called = _Called(module, function)
+        self.compiled: Callable[..., Any] = self
+
+    def compile(self, mode: str, weights: Mapping[str, Tensor]) -> None:
+        """Make one graph of it.
+
+        Args:
+            mode: of torch.compile.
+            weights: what it will be called with, always in the same place.
+        """
+        for weight in weights.values():
+            torch._dynamo.mark_static_address(weight)  # imported here alone: that takes a second
+        self.compiled = torch.compile(self.__call__, fullgraph=True, dynamic=False, mode=mode)
+
+    def __call__(self, weights: dict[str, Tensor], *inputs: Any) -> Any:
+        """Stacked weights by name, and inputs (S, ...)."""
+        # The fused kernels of attention have no batching rule, products and softmax have.
+        with sdpa_kernel(SDPBackend.MATH):
+            return vmap(self._of_one, randomness="different")(weights, *inputs)
+
+    def _of_one(self, weights: dict[str, Tensor], *inputs: Any) -> Any:
+        return functional_call(self.called, weights, inputs)
 
 
 class _Called(nn.Module):

@@ -5,14 +5,17 @@ from typing import Any
 
 from merc.config import locate
 from merc.data.conversation import CorpusInfo
-from merc.errors import MercError
+from merc.errors import MercError, nearest
 from merc.stacking.state import ELEMENTWISE
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Of torch.compile."""
 
 ALONE = "Train the seeds one by one: seeds_per_process=1."
 
 
 def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse configurations whose runs cannot share one training.
+    """Refuse configurations whose runs cannot share one training; a single one is a stack in order to be compiled.
 
     A class that works on single runs only says so with ``trains_alone = True``.
 
@@ -23,6 +26,8 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
         MercError: a choice stands against it, or the configurations differ in more than the seed.
     """
     for reason in _reasons(configs[0]):
+        if len(configs) == 1:
+            raise MercError(f"The run cannot be compiled: {reason} Leave compile=null.")
         raise MercError(f"Several seeds cannot be trained at once: {reason} {ALONE}")
     own = ("seed", "data", "run_dir")  # the data may follow the seed, and where it is written
     shared = [{key: value for key, value in config.items() if key not in own} for config in configs]
@@ -32,6 +37,8 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
 
 def _reasons(config: Mapping[str, Any]) -> Iterator[str]:
     trainer = config["trainer"]
+    if config["compile"] not in (None, *MODES):
+        yield f"compile={config['compile']} is none of {', '.join(MODES)}.{nearest(str(config['compile']), MODES)}"
     if config["plugins"]:
         yield f"plugins={config['plugins']}: parts of your own may not work under torch.func.vmap."
     for name in _targets(config):

@@ -1,12 +1,11 @@
 """Several seeds of one configuration in one process, each with the run folder that it would have alone."""
 
-import json
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import lightning as L
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 from merc.balancing import build_policy
 from merc.data.conversation import ConversationBatch
 from merc.data.datamodule import ConversationDataModule
+from merc.data.stacked import Frame
 from merc.files import write_json
 from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import load_checkpoint
@@ -25,7 +25,6 @@ from merc.reporting.progress import TrainingProgress
 from merc.reporting.quiet import quiet_lightning
 from merc.reporting.recorder import Recorder
 from merc.reporting.run_folder import RunFolder, claim, run_path
-from merc.reporting.tables import closing_line
 from merc.resuming import AtomicCheckpoints, EpochSeeds
 from merc.stacking.module import Member, StackedRecognition
 from merc.stacking.refusals import refuse_different_data, refuse_stacking
@@ -39,6 +38,7 @@ from merc.train import (
     run_config,
     run_name_of,
     run_trainer,
+    show_scores,
 )
 
 
@@ -122,7 +122,7 @@ class _Run:
     def finish(self) -> None:
         """The folder is complete."""
         self.claimed.close()
-        print(closing_line(json.loads(self.folder.metrics.read_text(encoding="utf-8")), self.folder.path), flush=True)
+        show_scores(self.folder)
 
 
 def _let_go(error: BaseException) -> None:
@@ -148,7 +148,7 @@ def _equally_far(runs: Sequence[_Run]) -> list[list[_Run]]:
 def _train(group: Sequence[_Run]) -> None:
     """Train some runs at once, and one by itself as ever; each finishes or fails."""
     try:
-        if len(group) == 1:
+        if len(group) == 1 and group[0].config["compile"] is None:
             fit_run(group[0].config, group[0].folder, group[0].group)
             group[0].finish()
         else:
@@ -180,7 +180,8 @@ def _fit(runs: Sequence[_Run]) -> None:
     device = trainer.strategy.root_device
     training, evaluation = _loaders(data, device)
     # On the device before they are stacked: the seeds' parameters are views of the stack, which must not move any more.
-    stack = StackedRecognition([module.to(device) for module in modules])
+    frame = None if config["compile"] is None else _frame(data)
+    stack = StackedRecognition([module.to(device) for module in modules], config["compile"], frame)
     stack.callbacks = [seed.callbacks for seed in seeds]
     checkpoint = None
     if runs[0].epoch >= 0:
@@ -217,6 +218,12 @@ def _loaders(
     loaders = [[first, *others] for first, others in zip(training, evaluation, strict=True)]
     refuse_different_data([own.info for own in data], loaders)
     return training, [_SideBySide(of_split) for of_split in zip(*evaluation, strict=True)]
+
+
+def _frame(data: Sequence[ConversationDataModule]) -> Frame:
+    """What every training batch of every seed fits into: a compiled step then has one size."""
+    frames = [Frame.of_any(own.parts["train"].lengths, own.batch_size) for own in data]
+    return Frame(*(max(sizes) for sizes in zip(*map(astuple, frames), strict=True)))
 
 
 def _callbacks(run: _Run, seeds_at_once: int) -> list[Any]:

@@ -138,9 +138,9 @@ def counted(config: dict[str, Any], batch: ConversationBatch) -> Counts:
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 2400),
-        ("model=amb_dsgdn_released", 2400),
-        ("model=redifu", 3120),
+        ("model=amb_dsgdn", 2280),
+        ("model=amb_dsgdn_released", 2280),
+        ("model=redifu", 2790),
         ("model=redifu_released", 2360),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from merc.data.conversation import CorpusInfo
+from merc.data.stacked import Frame
 from merc.stacking.module import Member, StackedRecognition
 from tests.conftest import CLASSES, DIMS
 
@@ -30,8 +31,8 @@ def make_members(make_config: Callable[..., dict[str, Any]]) -> Callable[..., li
     return make
 
 
-def stack(members: Sequence[Member]) -> StackedRecognition:
+def stack(members: Sequence[Member], compile: str | None = None, frame: Frame | None = None) -> StackedRecognition:
     """A stack of copies, without a trainer to log to."""
-    stacked = StackedRecognition([deepcopy(member) for member in members])
+    stacked = StackedRecognition([deepcopy(member) for member in members], compile, frame)
     stacked.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     return stacked

@@ -7,12 +7,12 @@ layer needs is then a (G, S, K) band, whose size grows with N·window, not with 
 
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from merc.data.cached import cached_property
 from merc.data.conversation import ConversationBatch
 
 

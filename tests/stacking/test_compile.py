@@ -1,0 +1,131 @@
+"""Compiled training steps: the same numbers from one graph of one size."""
+
+import csv
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._inductor import list_mode_options
+
+from merc.config import compose
+from merc.data.conversation import ConversationBatch
+from merc.data.stacked import Frame, stack_batches
+from merc.errors import MercError
+from merc.reporting.run_folder import run_path
+from merc.stacking.module import Member
+from merc.stacking.refusals import MODES, refuse_stacking
+from merc.train import train
+from tests.stacking.conftest import STILL, stack
+from tests.stacking.test_module import CHOICES, LENGTHS, Make, Members, sgd, steps
+
+
+class Captured:
+    """A backend of torch.compile that runs what it is given as it is, and counts it."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Captured:
+    """In place of inductor, which takes a minute for each model."""
+    backend = Captured()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    return backend
+
+
+def batches(make_batch: Make, step: int) -> list[ConversationBatch]:
+    """One of each seed, of other sizes in every step."""
+    return [make_batch(LENGTHS[(seed + step) % 3], seed=seed + 10 * step) for seed in range(2)]
+
+
+FRAME = Frame.of_any([length for lengths in LENGTHS for length in lengths], batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("choice", "precision"),
+    [
+        (CHOICES[0], torch.float32),
+        *(pytest.param(choice, torch.float32, marks=pytest.mark.slow) for choice in CHOICES[1:]),
+        pytest.param(CHOICES[0], torch.bfloat16, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_compiled_steps_equal_others(
+    make_members: Members, make_batch: Make, captured: Captured, choice: str, precision: torch.dtype
+) -> None:
+    members: list[Member] = make_members(2, *choice.split(), *STILL)
+
+    def losses(mode: str | None) -> tuple[list[float], dict[str, Tensor]]:
+        stacked = stack(members, mode, FRAME)
+
+        def loss(step: int) -> Tensor:
+            with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+                return stacked.training_step(batches(make_batch, step), step)
+
+        return steps(sgd(stacked.stacked), loss, 3), dict(stacked.seeds[1].state_dict())
+
+    (compiled, compiled_state), (others, other_state) = losses("default"), losses(None)
+    assert captured.graphs == (1 if members[0].model.balancing is None else 2)
+    assert compiled == pytest.approx(others, rel=1e-5)
+    torch.testing.assert_close(compiled_state, other_state, rtol=1e-4, atol=1e-5)
+
+
+@given(st.data())
+def test_every_batch_fits_into_the_frame(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+    size = data.draw(st.integers(1, 14))
+    frame = Frame.of_any(lengths, size)
+    chosen = data.draw(st.permutations(lengths))[: data.draw(st.integers(1, size))]
+    rows = sum(chosen)
+    batch = ConversationBatch(
+        {"text": torch.ones(rows, 1)},
+        torch.zeros(rows, dtype=torch.int64),
+        torch.zeros(rows, dtype=torch.int64),
+        tuple(chosen),
+    )
+    stacked = stack_batches([batch], frame)
+    held_BL = stacked.fields["frame"][0]
+    assert held_BL.shape == (frame.count, frame.longest)
+    assert held_BL.sum(1)[: len(chosen)].tolist() == chosen
+    assert held_BL.sum() == frame.rows == len(stacked.real[0])
+    assert stacked.real.sum() == rows
+
+
+def test_modes_are_those_of_pytorch() -> None:
+    assert set(MODES) < list_mode_options().keys()
+
+
+def test_modes_are_checked(make_config: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(
+        MercError, match=r"The run cannot be compiled: .*Did you mean 'reduce-overhead'\?.*compile=null"
+    ):
+        refuse_stacking([make_config("compile=reduce_overhead")])
+
+
+def test_compiling_is_no_part_of_a_run() -> None:
+    one, other = (compose([f"compile={mode}"]) for mode in ("null", "default"))
+    assert run_path(one, "name") == run_path(other, "name")
+
+
+@pytest.mark.slow
+def test_a_compiled_run(tmp_path: Path) -> None:
+    quick = "graph=gat fusion=gated classifier=single_head objective=fused balancing=none"  # to compile
+    small = ("data.size=0.02", "hyperparameters.hidden_dim=8", "hyperparameters.heads=2", "trainer.max_epochs=2")
+
+    def losses(mode: str) -> list[float]:
+        train(compose([*quick.split(), *small, *STILL, f"run_dir={tmp_path / mode}", f"compile={mode}"]))
+        with (tmp_path / mode / "metrics.csv").open(encoding="utf-8") as file:
+            return [float(row["train/loss"]) for row in csv.DictReader(file)]
+
+    assert losses("default") == pytest.approx(losses("null"), rel=1e-4)
