@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import merc
+from merc import startup
 from merc.bench.subjects import Sample, Turns
 from merc.errors import MercError
 
@@ -113,7 +113,7 @@ def _measure(worker: Worker, samples: Samples, most: float, retries: int) -> Non
 @contextmanager
 def _workers(subjects: Mapping[str, Subject]) -> Iterator[dict[str, Worker]]:
     # They take turns: their threads may wait as those of this process, which had the cores to itself.
-    os.environ.pop(merc.CHOSEN, None)
+    os.environ.pop(startup.CHOSEN, None)
     context = multiprocessing.get_context("spawn")
     workers: dict[str, Worker] = {}
     try:

@@ -58,6 +58,16 @@ def product(x_NI: Tensor, weight_IO: Tensor) -> Tensor:
     return cast(Tensor, _Product.apply(x_NI, weight_IO))  # type: ignore[no-untyped-call]
 
 
+def multiply(a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> None:
+    """Write A B where it belongs; without a gradient."""
+    if not _convolved(a_NI, b_IO):
+        torch.mm(a_NI, b_IO, out=out_NO)
+    elif b_IO.is_contiguous():
+        out_NO.copy_(_times(a_NI, b_IO))
+    else:
+        out_NO.copy_(_times_transposed(a_NI, b_IO.T))
+
+
 def compiled_for_each_shape(device: torch.device) -> bool:
     """Whether large products are oneDNN's, which compiles them anew for every number of rows: best there are few."""
     return device.type == "cpu" and ONEDNN and (not BLAS_AT_HOME or torch.is_autocast_enabled("cpu"))

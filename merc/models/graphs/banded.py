@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from merc.models.dropout import apply_mask, draw_mask, keep_scale
 from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph
+from merc.models.linear import multiply
 from merc.models.plain import plain_form
 from merc.models.precision import at_least_single
 
@@ -95,18 +96,26 @@ def attention_band(
 def _plain_attention_band(
     ends_NM2: Tensor, relation_MR: Tensor | None, coefficients_H: Tensor | None, graph: RelationGraph, dropout: float
 ) -> Tensor:
-    hood = graph.neighbourhood
-    scores = hood.blocks(ends_NM2[..., 0])[..., None] + hood.windows(ends_NM2[..., 1]).transpose(1, 2)[:, None]
-    if relation_MR is not None:
-        scores = scores + relation_MR[:, graph.relation].transpose(0, 1)
-    maps = (F.leaky_relu(scores, SLOPE) + graph.absent[:, :, None]).softmax(-1)
+    maps = (_scores(ends_NM2, relation_MR, graph) + graph.absent[:, :, None]).softmax(-1)
     if graph.has_isolated_rows:
         maps = maps * graph.connected[:, :, None]
     attention = maps if coefficients_H is None else _difference(maps, coefficients_H)
     return F.dropout(attention, dropout) if dropout else attention
 
 
+def _scores(ends_NM2: Tensor, relation_MR: Tensor | None, graph: RelationGraph) -> Tensor:
+    """(G, S, M, K) additive scores of all candidates."""
+    hood = graph.neighbourhood
+    left_GSM, right_GKM = hood.blocks(ends_NM2[..., 0]), hood.windows(ends_NM2[..., 1])
+    scores = left_GSM[..., None] + right_GKM.transpose(1, 2).contiguous()[:, None]
+    if relation_MR is not None:
+        scores += relation_MR[:, graph.relation].transpose(0, 1)
+    return F.leaky_relu(scores, SLOPE, inplace=True)
+
+
 class _AttentionBand(Function):
+    """Keeps no scores: few operators make them again."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -116,27 +125,19 @@ class _AttentionBand(Function):
         graph: RelationGraph,
         dropout: float,
     ) -> Tensor:
-        hood = graph.neighbourhood
-        left_GSM = hood.blocks(ends_NM2[..., 0])
-        right_GMK = hood.windows(ends_NM2[..., 1]).transpose(1, 2).contiguous()
-        scores = left_GSM[..., None] + right_GMK[:, None]
-        if relation_MR is not None:
-            scores += relation_MR[:, graph.relation].transpose(0, 1)
-        F.leaky_relu(scores, SLOPE, inplace=True)
-        scores += graph.absent[:, :, None]
-        maps = scores.softmax(-1)
+        maps = _scores(ends_NM2, relation_MR, graph).add_(graph.absent[:, :, None]).softmax(-1)
         if graph.has_isolated_rows:  # only there does the softmax leave anything where there is no edge
             maps *= graph.connected[:, :, None]
         attention = maps if coefficients_H is None else _difference(maps, coefficients_H)
         mask = draw_mask(attention, dropout)
         ctx.graph, ctx.scale = graph, keep_scale(dropout)
-        ctx.save_for_backward(scores, maps, mask, relation_MR, coefficients_H)
+        ctx.save_for_backward(ends_NM2, maps, mask, relation_MR, coefficients_H)
         return apply_mask(attention, mask, ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scores, maps, mask, relation_MR, coefficients_H = ctx.saved_tensors
+        ends_NM2, maps, mask, relation_MR, coefficients_H = ctx.saved_tensors
         hood: Neighbourhood = ctx.graph.neighbourhood
         gradient = apply_mask(gradient, mask, ctx.scale)
         of_coefficients = None
@@ -144,7 +145,7 @@ class _AttentionBand(Function):
             of_coefficients = -(gradient * maps[:, :, 1::2]).sum((0, 1, 3))
             gradient = torch.stack([gradient, gradient * -coefficients_H[:, None]], dim=3).flatten(2, 3)
         gradient = torch._softmax_backward_data(gradient, maps, -1, maps.dtype)
-        gradient = torch.ops.aten.leaky_relu_backward(gradient, scores, SLOPE, True)
+        gradient = torch.ops.aten.leaky_relu_backward(gradient, _scores(ends_NM2, relation_MR, ctx.graph), SLOPE, True)
         left_NM = hood.unblock(gradient.sum(-1))
         right_NM = hood.fold(gradient.sum(1).transpose(1, 2))
         of_relation = None
@@ -202,3 +203,51 @@ class _Mix(Function):
             of_weights_GKM = torch.bmm(windows_GKD[blocks], incoming.transpose(1, 2))
             of_attention[blocks, :size] = of_weights_GKM.transpose(1, 2).unflatten(1, (size, heads))
         return of_attention, hood.fold(of_windows_GKD), None
+
+
+def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
+    """Sum of the sources' values: (G, S, H, K) attention and (N, D) values → (N, H, D).
+
+    A row of padding has no edge; a softmax over none is uniform, so it receives the mean of its dialogue's rows.
+    """
+    sums_NHD = mix(attention, values_ND, graph.neighbourhood)
+    batch = graph.batch
+    if batch.present is None:
+        return sums_NHD
+    means_ND = batch.pad(values_ND).mean(1)[batch.dialogues]
+    return torch.where(batch.present[:, None, None], sums_NHD, means_ND[:, None])
+
+
+def receive_mapped(attention: Tensor, values_NI: Tensor, weight_HID: Tensor, graph: RelationGraph) -> Tensor:
+    """What each head receives, through its own linear map: (N, H, D)."""
+    if plain_form():
+        return torch.einsum("nhi,hid->nhd", receive(attention, values_NI, graph), weight_HID)
+    return cast(Tensor, _ReceiveMapped.apply(attention, values_NI, weight_HID, graph))  # type: ignore[no-untyped-call]
+
+
+class _ReceiveMapped(Function):
+    """Keeps no sums, the largest rows of a model: H of width I per utterance. They are computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, attention: Tensor, values_NI: Tensor, weight_HID: Tensor, graph: RelationGraph) -> Tensor:
+        ctx.graph = graph
+        ctx.save_for_backward(attention, values_NI, weight_HID)
+        sums_NHI = receive(attention, values_NI, graph)
+        out_NHD = sums_NHI.new_empty(len(values_NI), weight_HID.shape[0], weight_HID.shape[2])
+        for sums_NI, weight_ID, out_ND in zip(sums_NHI.unbind(1), weight_HID, out_NHD.unbind(1), strict=True):
+            multiply(sums_NI, weight_ID, out_ND)
+        return out_NHD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out_NHD: Tensor) -> tuple[Tensor | None, ...]:
+        attention, values_NI, weight_HID = ctx.saved_tensors
+        inputs = (attention.detach().requires_grad_(), values_NI.detach().requires_grad_())
+        with torch.enable_grad():
+            sums_NHI = receive(*inputs, ctx.graph)
+        of_sums_NHI, of_weight_HID = torch.empty_like(sums_NHI), weight_HID.new_empty(weight_HID.shape)
+        for head, of_out_ND in enumerate(of_out_NHD.unbind(1)):
+            multiply(of_out_ND, weight_HID[head].T, of_sums_NHI[:, head])
+            multiply(sums_NHI.detach()[:, head].T, of_out_ND, of_weight_HID[head])
+        of_attention, of_values_NI = torch.autograd.grad(sums_NHI, inputs, of_sums_NHI)
+        return of_attention, of_values_NI, of_weight_HID, None

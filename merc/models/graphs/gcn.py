@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from merc.models.dropout import Dropout
+from merc.models.graphs.banded import receive
 from merc.models.graphs.neighbourhood import RelationGraph
-from merc.models.graphs.relational import receive
 from merc.models.linear import Linear
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from merc.models.dropout import Dropout
-from merc.models.graphs.banded import attention_band, ends, mix
+from merc.models.graphs.banded import attention_band, ends, receive, receive_mapped
 from merc.models.graphs.neighbourhood import Relation, RelationGraph
 from merc.models.head_norm import head_norm_gelu
 from merc.models.linear import Linear, product
@@ -94,9 +94,7 @@ class GraphAttention(nn.Module):
         # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
         per_channel_IM2, weight_IHD = self.scores.ends(weight_HID.transpose(0, 1))
         ends_NM2 = (x_NI @ per_channel_IM2.flatten(1)).unflatten(1, (-1, 2))
-        sums_NHI = receive(self.attention(ends_NM2, graph), x_NI, graph)
-        per_head = zip(sums_NHI.unbind(1), weight_IHD.transpose(0, 1).unbind(0), strict=True)
-        return _beside([product(sums_NI, weight_ID) for sums_NI, weight_ID in per_head])
+        return receive_mapped(self.attention(ends_NM2, graph), x_NI, weight_IHD.transpose(0, 1), graph)
 
     def attention(self, ends_NM2: Tensor, graph: RelationGraph) -> Tensor:
         """(G, S, H, K) weights of the sources."""
@@ -114,19 +112,6 @@ class GraphAttention(nn.Module):
 def _beside(heads_ND: Sequence[Tensor]) -> Tensor:
     """H tensors of (N, D) → (N, H, D); a single one is not copied."""
     return heads_ND[0][:, None] if len(heads_ND) == 1 else torch.stack(list(heads_ND), dim=1)
-
-
-def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
-    """Sum of the sources' values: (G, S, H, K) attention and (N, D) values → (N, H, D).
-
-    A row of padding has no edge; a softmax over none is uniform, so it receives the mean of its dialogue's rows.
-    """
-    sums_NHD = mix(attention, values_ND, graph.neighbourhood)
-    batch = graph.batch
-    if batch.present is None:
-        return sums_NHD
-    means_ND = batch.pad(values_ND).mean(1)[batch.dialogues]
-    return torch.where(batch.present[:, None, None], sums_NHD, means_ND[:, None])
 
 
 class HeadNorm(nn.Module):
