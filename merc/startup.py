@@ -9,6 +9,9 @@ from pathlib import Path
 CHOSEN = "MERC_SPINCOUNT"
 """Environment variable with what a process of merc chose for itself: its child processes choose again."""
 
+COMMANDS = ("train", "evaluate", "prepare", "parity", "sweep", "report", "dashboard")
+"""There is a script ``merc-…`` for each of these (pyproject.toml)."""
+
 ALLOCATOR = "GLIBC_TUNABLES"
 WHOLE = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 """Every freed block is joined to its free neighbours at once; as it is, small ones stay apart, ready for use."""
@@ -38,7 +41,7 @@ def _keep_memory_whole() -> None:
 
 def _is_command() -> bool:
     """Whether this is ``python -m merc.…``, whose module is being looked for, or ``merc-…``; nobody else's process."""
-    if Path(sys.argv[0]).name.startswith("merc-"):
+    if Path(sys.argv[0]).stem in [f"merc-{command}" for command in COMMANDS]:
         return True
     _, found, module = "\n".join(sys.orig_argv).partition("\n-m\n")
     return sys.argv[0] == "-m" and bool(found) and module.startswith("merc.")

@@ -70,7 +70,8 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
     keep_freed_memory()
     _refuse_seeds_at_once(cfg)
     if cfg.compile is not None:
-        assert not observers, "a compiled run is a stack of one seed, which nobody looks on"
+        if observers:
+            raise MercError(f"compile={cfg.compile}: what is measured here cannot be compiled. Leave compile=null.")
         return _train_compiled(cfg)
     config = run_config(cfg)
     name = run_name_of(cfg)
@@ -91,21 +92,31 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
 
 
 def _train_compiled(cfg: DictConfig) -> dict[str, Any]:
-    from merc.stacking import train_together  # which imports this module
+    """The run as a stack of one seed."""
+    from merc.stacking import refuse_stacking, train_together  # which import this module
 
+    if not _sweeping():  # in a sweep the run's folder keeps the message
+        config = run_config(cfg)
+        refuse_mistakes(config)
+        refuse_stacking([config])
+    folder = RunFolder(run_path(cfg, run_name_of(cfg)))
+    nothing_to_do = folder.finished and not cfg.overwrite
     stack = deepcopy(cfg)
     stack.seed = [cfg.seed]
     for error in train_together(stack):
         if error is not None:
             raise error
-    folder = RunFolder(run_path(cfg, run_name_of(cfg)))
+    return show_scores(folder) if nothing_to_do else _read_metrics(folder)
+
+
+def _read_metrics(folder: RunFolder) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
     return metrics
 
 
 def show_scores(folder: RunFolder) -> dict[str, Any]:
     """Print the scores of a finished run, in a sweep on one line; returns the content of metrics.json."""
-    metrics: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
+    metrics = _read_metrics(folder)
     if _sweeping():
         print(closing_line(metrics, folder.path), flush=True)
     else:
@@ -266,7 +277,7 @@ def run_trainer(
         ) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise MercError(
-            f"torch.compile cannot compile the training step; leave compile=null. ({str(error).splitlines()[0]})"
+            f"torch.compile cannot compile the training step; leave compile=null. ({' '.join(str(error).split()[:40])})"
         ) from error
 
 

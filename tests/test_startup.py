@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,7 @@ class RestartedError(Exception):
         (["python", "-m", "merc.train", "data=meld"], True),
         (["python", "-X", "dev", "-m", "merc.sweep", "status"], True),
         (["python", "/somewhere/bin/merc-train", "-m", "seed=1,2"], True),
+        (["python", "merc-ablation.py"], False),
         (["python", "-m", "pytest", "-m", "merc.train"], False),
         (["python", "-m", "other.merc.train"], False),
         (["python", "script.py", "-m", "merc.train"], False),
@@ -90,7 +92,8 @@ def test_only_commands_of_its_own_are_started_again(
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "orig_argv", command)
     monkeypatch.setattr(sys, "argv", [program])
-    monkeypatch.delenv(startup.ALLOCATOR, raising=False)
+    monkeypatch.setenv(startup.ALLOCATOR, "")  # to be restored
+    monkeypatch.delenv(startup.ALLOCATOR)
     for _ in range(2):  # once, even if it did not come to it
         try:
             startup._keep_memory_whole()
@@ -98,6 +101,11 @@ def test_only_commands_of_its_own_are_started_again(
             assert restarts
             restarts = False
     assert not restarts
+
+
+def test_commands_are_those_that_are_installed() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert [f"merc-{command}" for command in startup.COMMANDS] == list(project["scripts"])
 
 
 def test_nobody_who_has_chosen_is_overruled(monkeypatch: pytest.MonkeyPatch) -> None:

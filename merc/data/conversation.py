@@ -118,8 +118,8 @@ class ConversationBatch:
     def tiles(self) -> tuple[Tensor, ...]:
         """Row indices of dialogues, longest first, in groups, each (B', L') int64 with N behind shorter dialogues.
 
-        What is computed per pair of utterances is computed tile by tile: little of it is padding, and what one tile
-        needs fits into a cache.
+        What is computed per pair of utterances is computed tile by tile: there are few of them, and what one needs fits
+        into a cache.
         """
         starts = (0, *accumulate(self.lengths))
         order = sorted(range(len(self.lengths)), key=lambda dialogue: -self.lengths[dialogue])

@@ -92,17 +92,18 @@ class Frame:
         return cls(rows, longest, max(batch.count + _dialogues(rows - batch.rows, longest) for batch in batches))
 
     @classmethod
-    def of_any(cls, lengths: Sequence[int], batch_size: int) -> "Frame":
-        """What holds every batch of so many of these dialogues, or fewer, whatever their order.
+    def of_any(cls, lengths: Sequence[Sequence[int]], batch_size: int) -> "Frame":
+        """What holds every batch of so many dialogues of one seed, or fewer, whatever their order.
 
         Args:
-            lengths: rows of each dialogue.
+            lengths: rows of each dialogue that a seed has, of all seeds.
             batch_size: most dialogues of a batch.
         """
-        ascending = sorted(lengths)
-        fewest, most = sum(ascending[:batch_size]), sum(ascending[-batch_size:])
-        longest = ascending[-1]
-        return cls(most, longest, min(batch_size, len(lengths)) + _dialogues(most - fewest, longest))
+        ascending = [sorted(own) for own in lengths]
+        rows, longest = max(sum(own[-batch_size:]) for own in ascending), max(own[-1] for own in ascending)
+        # With a dialogue more there is at most one dialogue of filler less, so full batches have the most.
+        counts = (len(own[:batch_size]) + _dialogues(rows - sum(own[:batch_size]), longest) for own in ascending)
+        return cls(rows, longest, max(counts))
 
 
 def _dialogues(rows: int, longest: int) -> int:

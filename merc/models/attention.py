@@ -1,6 +1,6 @@
 """Attention among the utterances of each dialogue, on packed rows.
 
-It goes through the batch in tiles of dialogues of similar length (:attr:`ConversationBatch.tiles`), a long one in
+It goes through the batch in tiles of several dialogues (:attr:`ConversationBatch.tiles`), a long one in
 pieces of :data:`PIECE` receiving utterances. No map is kept: the backward pass computes them again, so that memory
 grows with the rows of a batch, not with the square of a dialogue's length.
 """
@@ -84,7 +84,7 @@ def attention_weights(
 
 
 class _Tile:
-    """Dialogues of similar length (:attr:`ConversationBatch.tiles`), and who may receive from whom in them.
+    """Some dialogues (:attr:`ConversationBatch.tiles`), and who may receive from whom in them.
 
     Args:
         rows_BL: (B', L') int64, as there.

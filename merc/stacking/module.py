@@ -74,7 +74,6 @@ class StackedRecognition(L.LightningModule):
         self.weights = _named(members, list(self.stacked))
         self._maps = {function: _Mapped(members[0], function) for function in (_encode, _judge, _encode_and_judge)}
         if compile is not None:
-            torch.compiler.reset()  # what runs before this one compiled counts against a limit
             for mapped in self._maps.values():
                 mapped.compile(compile, self.weights)
         self.callbacks: Sequence[Sequence[L.Callback]] = ()
@@ -110,7 +109,15 @@ class StackedRecognition(L.LightningModule):
     def _map(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """``function(module, *inputs)`` of every seed: tensors (S, ...), in nested mappings, to such tensors."""
         mapped = self._maps[function]
-        return (mapped.compiled if self.training else mapped)(self.weights, *inputs)
+        chosen = mapped.compiled if self.training and mapped.compiled else mapped
+        return chosen(self.weights, *inputs)
+
+    def forget_compiled(self) -> None:
+        """Compile no more; what has been compiled holds the stack, and counts against a limit of PyTorch's."""
+        if any(mapped.compiled for mapped in self._maps.values()):
+            for mapped in self._maps.values():
+                mapped.compiled = None
+            torch.compiler.reset()
 
     def _balanced(
         self, rows: StackedRows, stack: StackedBatches, batches: Sequence[ConversationBatch]
@@ -196,12 +203,12 @@ class _Mapped:
         function: called with the module and inputs.
 
     Attributes:
-        compiled: the same, compiled if that was asked for.
+        compiled: the same as one graph; None: it is not compiled.
     """
 
     def __init__(self, module: Member, function: Callable[..., Any]) -> None:
         self.called = _Called(module, function)
-        self.compiled: Callable[..., Any] = self
+        self.compiled: Callable[..., Any] | None = None
 
     def compile(self, mode: str, weights: Mapping[str, Tensor]) -> None:
         """Make one graph of it.
@@ -211,7 +218,7 @@ class _Mapped:
             weights: what it will be called with, always in the same place.
         """
         for weight in weights.values():
-            torch._dynamo.mark_static_address(weight)  # imported here alone: that takes a second
+            torch._dynamo.mark_static_address(weight)
         self.compiled = torch.compile(self.__call__, fullgraph=True, dynamic=False, mode=mode)
 
     def __call__(self, weights: dict[str, Tensor], *inputs: Any) -> Any:

@@ -25,6 +25,9 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         MercError: a choice stands against it, or the configurations differ in more than the seed.
     """
+    compiled = configs[0]["compile"]
+    if compiled not in (None, *MODES):
+        raise MercError(f"compile={compiled} is none of null, {', '.join(MODES)}.{nearest(str(compiled), MODES)}")
     for reason in _reasons(configs[0]):
         if len(configs) == 1:
             raise MercError(f"The run cannot be compiled: {reason} Leave compile=null.")
@@ -37,8 +40,6 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
 
 def _reasons(config: Mapping[str, Any]) -> Iterator[str]:
     trainer = config["trainer"]
-    if config["compile"] not in (None, *MODES):
-        yield f"compile={config['compile']} is none of {', '.join(MODES)}.{nearest(str(config['compile']), MODES)}"
     if config["plugins"]:
         yield f"plugins={config['plugins']}: parts of your own may not work under torch.func.vmap."
     for name in _targets(config):
@@ -49,15 +50,17 @@ def _reasons(config: Mapping[str, Any]) -> Iterator[str]:
     if config["optimizer"]["_target_"] not in [f"torch.optim.{name}" for name in ELEMENTWISE]:
         yield f"{config['optimizer']['_target_']} may not treat every number by itself, as {', '.join(ELEMENTWISE)} do."
     if trainer["devices"] != 1 or trainer.get("strategy", "auto") != "auto" or trainer.get("num_nodes", 1) != 1:
-        yield "they share one device, so leave trainer.devices, strategy and num_nodes alone."
+        yield "a stack of seeds has one device, so leave trainer.devices, strategy and num_nodes alone."
     if trainer.get("gradient_clip_val") is not None and trainer.get("gradient_clip_algorithm") != "value":
         yield "trainer.gradient_clip_val would clip the norm over all seeds (gradient_clip_algorithm=value can be had)."
     if str(trainer.get("precision")).startswith("16"):
         yield "with trainer.precision=16-mixed a step that one seed cannot take would be lost to all (bf16-mixed can)."
+    if config["compile"] and trainer.get("accumulate_grad_batches", 1) != 1:
+        yield "CUDA graphs use the memory of gradients again, so trainer.accumulate_grad_batches cannot be had."
     if config["profile_steps"]:
         yield f"profile_steps={config['profile_steps']} profiles the stages of one model."
     if config["logger"]["_target_"] is not None:
-        yield "a logger follows one run. The run folders hold everything; add logger=none."
+        yield "a logger does not follow a stack of seeds. The run folders hold everything; add logger=none."
 
 
 def _targets(node: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from copy import deepcopy
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -180,7 +180,8 @@ def _fit(runs: Sequence[_Run]) -> None:
     device = trainer.strategy.root_device
     training, evaluation = _loaders(data, device)
     # On the device before they are stacked: the seeds' parameters are views of the stack, which must not move any more.
-    frame = None if config["compile"] is None else _frame(data)
+    lengths = [own.parts["train"].lengths for own in data]
+    frame = None if config["compile"] is None else Frame.of_any(lengths, data[0].batch_size)
     stack = StackedRecognition([module.to(device) for module in modules], config["compile"], frame)
     stack.callbacks = [seed.callbacks for seed in seeds]
     checkpoint = None
@@ -189,6 +190,7 @@ def _fit(runs: Sequence[_Run]) -> None:
     try:
         run_trainer(trainer, stack, training, evaluation, checkpoint)
     finally:
+        stack.forget_compiled()
         for run, seed in zip(runs, seeds, strict=True):
             if seed.error is not None:
                 run.fail(seed.error)
@@ -218,12 +220,6 @@ def _loaders(
     loaders = [[first, *others] for first, others in zip(training, evaluation, strict=True)]
     refuse_different_data([own.info for own in data], loaders)
     return training, [_SideBySide(of_split) for of_split in zip(*evaluation, strict=True)]
-
-
-def _frame(data: Sequence[ConversationDataModule]) -> Frame:
-    """What every training batch of every seed fits into: a compiled step then has one size."""
-    frames = [Frame.of_any(own.parts["train"].lengths, own.batch_size) for own in data]
-    return Frame(*(max(sizes) for sizes in zip(*map(astuple, frames), strict=True)))
 
 
 def _callbacks(run: _Run, seeds_at_once: int) -> list[Any]:

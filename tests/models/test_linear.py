@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from merc.models import linear as module
-from merc.models.linear import Linear, linear, product
+from merc.models.linear import Linear, linear, multiply, product
 
 SIZES = st.integers(1, 9)
 
@@ -59,6 +59,15 @@ class TestConvolved:
             lambda x, w: torch.einsum("nhi,iho->hno", x, w),
             (x_NHI, weight_IHO),
         )
+
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_a_product_is_written_where_it_belongs(self, transposed: bool) -> None:
+        torch.manual_seed(0)
+        a_NHI, b_IO = torch.randn(7, 3, 5), torch.randn(4, 5).T if transposed else torch.randn(5, 4)
+        out_NHO = torch.zeros(7, 3, 4)
+        multiply(a_NHI[:, 1], b_IO, out_NHO[:, 1])
+        torch.testing.assert_close(out_NHO[:, 1], a_NHI[:, 1] @ b_IO)
+        assert not out_NHO[:, [0, 2]].any()
 
     def test_a_frozen_weight_and_data_have_no_gradient(self) -> None:
         layer = Linear(5, 4)

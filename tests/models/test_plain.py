@@ -11,7 +11,7 @@ from merc.data.conversation import ConversationBatch
 from merc.models import linear as linear_module
 from merc.models.attention import attend
 from merc.models.dropout import dropout
-from merc.models.graphs.banded import attention_band, ends, mix
+from merc.models.graphs.banded import attention_band, ends, mix, receive_mapped
 from merc.models.graphs.neighbourhood import Relation, relation_graphs
 from merc.models.head_norm import head_norm_gelu
 from merc.models.linear import linear, product
@@ -93,6 +93,19 @@ def test_sums_over_a_band(make_batch: Callable[..., ConversationBatch]) -> None:
     attention = numbers(hood.count, hood.size, HEADS, hood.width)
     # What lies behind the last row belongs to nobody.
     assert_forms_agree(lambda a, v: mix(a * graph.connected[:, :, None], v, hood), attention, numbers(N, DIM))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_sums_through_the_map_of_each_head(make_batch: Callable[..., ConversationBatch], padded: bool) -> None:
+    torch.manual_seed(0)
+    batch = make_batch(LENGTHS).with_padding(speaker=3) if padded else make_batch(LENGTHS)
+    graph = relation_graphs(batch, past=2, future=3)["inter_speaker"]
+    hood = graph.neighbourhood
+    attention = numbers(hood.count, hood.size, HEADS, hood.width)
+    assert_forms_agree(
+        lambda a, v, w: receive_mapped(a * graph.connected[:, :, None], v, w, graph),
+        *(attention, numbers(batch.rows, DIM), numbers(HEADS, DIM, 4)),
+    )
 
 
 @pytest.mark.parametrize("difference", [False, True])

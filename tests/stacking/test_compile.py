@@ -1,7 +1,8 @@
 """Compiled training steps: the same numbers from one graph of one size."""
 
 import csv
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning import Callback
 from torch import Tensor
 from torch._inductor import list_mode_options
 
@@ -37,11 +39,12 @@ class Captured:
 
 
 @pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> Captured:
+def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Captured]:
     """In place of inductor, which takes a minute for each model."""
     backend = Captured()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    return backend
+    yield backend
+    torch.compiler.reset()
 
 
 def batches(make_batch: Make, step: int) -> list[ConversationBatch]:
@@ -49,7 +52,7 @@ def batches(make_batch: Make, step: int) -> list[ConversationBatch]:
     return [make_batch(LENGTHS[(seed + step) % 3], seed=seed + 10 * step) for seed in range(2)]
 
 
-FRAME = Frame.of_any([length for lengths in LENGTHS for length in lengths], batch_size=4)
+FRAME = Frame.of_any([[length for lengths in LENGTHS for length in lengths]], batch_size=4)
 
 
 @pytest.mark.parametrize(
@@ -82,35 +85,80 @@ def test_compiled_steps_equal_others(
 
 
 @given(st.data())
-def test_every_batch_fits_into_the_frame(data: st.DataObject) -> None:
-    lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+def test_every_batch_of_every_seed_fits_into_the_frame(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12), min_size=1, max_size=3))
     size = data.draw(st.integers(1, 14))
     frame = Frame.of_any(lengths, size)
-    chosen = data.draw(st.permutations(lengths))[: data.draw(st.integers(1, size))]
-    rows = sum(chosen)
-    batch = ConversationBatch(
-        {"text": torch.ones(rows, 1)},
-        torch.zeros(rows, dtype=torch.int64),
-        torch.zeros(rows, dtype=torch.int64),
-        tuple(chosen),
-    )
-    stacked = stack_batches([batch], frame)
-    held_BL = stacked.fields["frame"][0]
-    assert held_BL.shape == (frame.count, frame.longest)
-    assert held_BL.sum(1)[: len(chosen)].tolist() == chosen
-    assert held_BL.sum() == frame.rows == len(stacked.real[0])
-    assert stacked.real.sum() == rows
+    chosen = [data.draw(st.permutations(own))[: data.draw(st.integers(1, size))] for own in lengths]
+    stacked = stack_batches([of_lengths(own) for own in chosen], frame)
+    held_SBL = stacked.fields["frame"]
+    assert held_SBL.shape == (len(lengths), frame.count, frame.longest)
+    for own, held_BL, real_N in zip(chosen, held_SBL, stacked.real, strict=True):
+        assert held_BL.sum(1)[: len(own)].tolist() == own
+        assert held_BL.sum() == frame.rows == len(real_N)
+        assert real_N.sum() == sum(own)
+
+
+def of_lengths(lengths: Sequence[int]) -> ConversationBatch:
+    zeros_N = torch.zeros(sum(lengths), dtype=torch.int64)
+    return ConversationBatch({"text": torch.ones(len(zeros_N), 1)}, zeros_N, zeros_N, tuple(lengths))
+
+
+def test_the_frame_holds_the_filler_of_a_seed_whose_dialogues_are_shorter() -> None:
+    lengths = [[20] * 4, [1] * 7 + [20]]
+    stacked = stack_batches([of_lengths(own[:4]) for own in lengths], Frame.of_any(lengths, 4))
+    assert stacked.fields["frame"].shape == (2, 8, 20)
 
 
 def test_modes_are_those_of_pytorch() -> None:
     assert set(MODES) < list_mode_options().keys()
 
 
-def test_modes_are_checked(make_config: Callable[..., dict[str, Any]]) -> None:
-    with pytest.raises(
-        MercError, match=r"The run cannot be compiled: .*Did you mean 'reduce-overhead'\?.*compile=null"
-    ):
-        refuse_stacking([make_config("compile=reduce_overhead")])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_modes_are_checked(make_config: Callable[..., dict[str, Any]], seeds: int) -> None:
+    with pytest.raises(MercError, match=r"compile=reduce_overhead is none of .*Did you mean 'reduce-overhead'\?"):
+        refuse_stacking([make_config("compile=reduce_overhead")] * seeds)
+
+
+def test_what_cannot_be_stacked_cannot_be_compiled(make_config: Callable[..., dict[str, Any]]) -> None:
+    config = make_config("compile=default", "+trainer.accumulate_grad_batches=2")
+    with pytest.raises(MercError, match=r"The run cannot be compiled: .*accumulate_grad_batches.* Leave compile=null"):
+        refuse_stacking([config])
+
+
+QUICK = ["graph=gat", "fusion=gated", "classifier=single_head", "objective=fused", "balancing=none"]  # to compile
+SMALL = ("data.size=0.02", "hyperparameters.hidden_dim=8", "hyperparameters.heads=2", "trainer.max_epochs=2")
+
+
+def run(folder: Path, *overrides: str) -> dict[str, Any]:
+    return train(compose([*QUICK, *SMALL, *STILL, f"run_dir={folder}", *overrides]))
+
+
+def test_a_mistake_costs_nothing(tmp_path: Path, captured: Captured) -> None:
+    metrics = run(tmp_path / "run", "compile=default")
+    for mistake in ("compile=fast", "compile=default logger=tensorboard", "compile=default hyperparameters.dropout=2"):
+        with pytest.raises(MercError):
+            run(tmp_path / "run", *mistake.split(), "overwrite=true")
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8")) == metrics
+
+
+def test_a_finished_run_shows_its_scores_again(
+    tmp_path: Path, captured: Captured, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(tmp_path, "compile=default")
+    shown = capsys.readouterr().out
+    assert shown.count("Run folder") == 1
+    assert captured.graphs == 1
+    assert run(tmp_path, "compile=default", "resume=true") == first
+    assert captured.graphs == 1
+    assert capsys.readouterr().out.count("Run folder") == 1
+    with pytest.raises(MercError, match="resume=true"):
+        run(tmp_path, "compile=default")
+
+
+def test_a_compiled_run_that_is_watched_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MercError, match="Leave compile=null"):
+        train(compose(["compile=default", f"run_dir={tmp_path}"]), [Callback()])
 
 
 def test_compiling_is_no_part_of_a_run() -> None:
@@ -120,11 +168,8 @@ def test_compiling_is_no_part_of_a_run() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_run(tmp_path: Path) -> None:
-    quick = "graph=gat fusion=gated classifier=single_head objective=fused balancing=none"  # to compile
-    small = ("data.size=0.02", "hyperparameters.hidden_dim=8", "hyperparameters.heads=2", "trainer.max_epochs=2")
-
     def losses(mode: str) -> list[float]:
-        train(compose([*quick.split(), *small, *STILL, f"run_dir={tmp_path / mode}", f"compile={mode}"]))
+        run(tmp_path / mode, f"compile={mode}")
         with (tmp_path / mode / "metrics.csv").open(encoding="utf-8") as file:
             return [float(row["train/loss"]) for row in csv.DictReader(file)]
 

@@ -20,11 +20,11 @@ Configure = Callable[..., dict[str, Any]]
         ("model=redifu_released", "predictions depend on padding"),
         ("plugins=[json]", "parts of your own"),
         ("optimizer._target_=torch.optim.Adafactor", "Adafactor may not treat every number by itself"),
-        ("trainer=ddp", "share one device"),
+        ("trainer=ddp", "has one device"),
         ("trainer.gradient_clip_val=1", "norm over all seeds"),
         ("trainer.precision=16-mixed", "lost to all"),
         ("debug=profiler", "profiles the stages of one model"),
-        ("logger=wandb", "a logger follows one run"),
+        ("logger=wandb", "a logger does not follow a stack"),
     ],
 )
 def test_the_reason_is_given(make_config: Configure, choice: str, reason: str) -> None:
