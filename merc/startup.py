@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 CHOSEN = "MERC_SPINCOUNT"
@@ -43,8 +44,8 @@ def _is_command() -> bool:
     """Whether this is ``python -m merc.…``, whose module is being looked for, or ``merc-…``; nobody else's process."""
     if Path(sys.argv[0]).stem in [f"merc-{command}" for command in COMMANDS]:
         return True
-    _, found, module = "\n".join(sys.orig_argv).partition("\n-m\n")
-    return sys.argv[0] == "-m" and bool(found) and module.startswith("merc.")
+    module = next((later for earlier, later in pairwise(sys.orig_argv) if earlier == "-m"), "")
+    return sys.argv[0] == "-m" and module.startswith("merc.")
 
 
 def _choose_how_threads_wait() -> None:

@@ -99,14 +99,12 @@ def _train_compiled(cfg: DictConfig) -> dict[str, Any]:
         config = run_config(cfg)
         refuse_mistakes(config)
         refuse_stacking([config])
-    folder = RunFolder(run_path(cfg, run_name_of(cfg)))
-    nothing_to_do = folder.finished and not cfg.overwrite
     stack = deepcopy(cfg)
     stack.seed = [cfg.seed]
     for error in train_together(stack):
         if error is not None:
             raise error
-    return show_scores(folder) if nothing_to_do else _read_metrics(folder)
+    return _read_metrics(RunFolder(run_path(cfg, run_name_of(cfg))))
 
 
 def _read_metrics(folder: RunFolder) -> dict[str, Any]:

@@ -101,7 +101,9 @@ class _Run:
         """Take hold of the folder."""
         try:
             self.claimed.enter_context(claim(self.folder, self.config, resume=resume, overwrite=overwrite))
-            if not self.folder.finished:
+            if self.folder.finished:
+                show_scores(self.folder)
+            else:
                 if resume and self.folder.last.exists():
                     self.epoch = int(load_checkpoint(self.folder.last)["epoch"])
                 refuse_mistakes(self.config)
