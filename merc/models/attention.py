@@ -6,6 +6,7 @@ grows with the rows of a batch, not with the square of a dialogue's length.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from merc.data.conversation import TILE, ConversationBatch
-from merc.models.dropout import Masks, apply_mask, keep_scale
+from merc.kernels import native, seed
+from merc.models.dropout import Masks, apply_mask, dropped_levels, keep_scale
 from merc.models.plain import plain_form
 from merc.models.precision import at_least_single, lower_precision
 
@@ -50,6 +52,14 @@ def attend(
         (N, H, V).
     """
     query_NMQ, key_NMQ, value_NHV = lower_precision(query_NMQ, key_NMQ, value_NHV)
+    if native(query_NMQ, key_NMQ, value_NHV):
+        reach = _reach(batch, batch.longest, window)
+        starts = (0, *accumulate(batch.lengths))
+        visible = None if to_padding else batch.present
+        return cast(
+            Tensor,
+            _NativeAttend.apply(query_NMQ, key_NMQ, value_NHV, starts, visible, reach, difference, dropout),  # type: ignore[no-untyped-call]
+        )
     if plain_form():
         every = (0, batch.longest)
         visible_BL = batch.occupied if to_padding else batch.mask
@@ -162,6 +172,30 @@ def _tiles(batch: ConversationBatch, to_padding: bool, window: int | None) -> li
         batch.derived[key] = [_Tile(rows_BL, batch, to_padding, window) for rows_BL in batch.tiles]
     tiles: list[_Tile] = batch.derived[key]
     return tiles
+
+
+class _NativeAttend(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_NMQ: Tensor,
+        key_NMQ: Tensor,
+        value_NHV: Tensor,
+        starts: tuple[int, ...],
+        visible_N: Tensor | None,
+        reach: tuple[int, int],
+        difference: bool,
+        dropout: float,
+    ) -> Tensor:
+        ctx.rest = (starts, visible_N, *reach, difference, seed(), dropped_levels(dropout))
+        ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
+        return torch.ops.merc.attend(query_NMQ, key_NMQ, value_NHV, *ctx.rest)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_NHV: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = torch.ops.merc.attend_backward(gradient_NHV, *ctx.saved_tensors, *ctx.rest)
+        return *gradients, None, None, None, None, None
 
 
 class _Attend(Function):

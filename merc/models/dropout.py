@@ -1,15 +1,12 @@
 """Dropout whose masks cost little on the CPU.
 
-PyTorch draws one mask entry after the other on the CPU, at ten times the cost of the product it serves. Here masks are
-made of random bytes, so a dropout probability is rounded to the next multiple of 1/256, and survivors are scaled by
-what was really kept. Other devices use PyTorch's own dropout.
+PyTorch draws one mask entry after the other on the CPU, at ten times the cost of the product it serves. Here random
+bytes are computed from their places, for the backward pass again, so a dropout probability is rounded to the next
+multiple of 1/256, and survivors are scaled by what was really kept.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -18,15 +15,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from merc.models.plain import plain_form
+from merc.kernels import native, seed
 
 LEVELS = 256
-
-BLOCK = 2**20
-"""Most entries that a stream of masks makes at a time, unless more are asked for at once."""
-
-AHEAD = 8
-"""Most times what is asked for."""
 
 
 class Dropout(nn.Dropout):
@@ -43,65 +34,39 @@ class Dropout(nn.Dropout):
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Drop entries with probability p and scale the others by 1/(1 − p); p is rounded to a multiple of 1/256."""
-    if x.device.type != "cpu" or plain_form():
+    """Drop entries with probability p and scale the others by 1/(1 − p); see above for p on the CPU."""
+    if not native(x):
         return F.dropout(x, p)
-    mask = draw_mask(x, p)
-    return x if mask is None else cast(Tensor, _Masked.apply(x, mask, keep_scale(p)))  # type: ignore[no-untyped-call]
+    levels = dropped_levels(p)
+    return cast(Tensor, _Dropped.apply(x, seed(), levels)) if levels else x  # type: ignore[no-untyped-call]
 
 
-class _Masked(Function):
+class _Dropped(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(mask)
-        ctx.scale = scale
-        return apply_mask(x, mask, scale)
+    def forward(ctx: Any, x: Tensor, seed: int, levels: int) -> Tensor:
+        ctx.mask = (seed, levels)
+        return torch.ops.merc.dropout(x, *ctx.mask)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (mask,) = ctx.saved_tensors
-        return apply_mask(gradient, mask, ctx.scale), None, None
+        return torch.ops.merc.dropout(gradient, *ctx.mask), None, None
+
+
+def dropped_levels(p: float) -> int:
+    """How many of 256 values of a random byte drop an entry."""
+    return round(p * LEVELS)
 
 
 def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """X · mask · scale; x itself where there is no mask."""
-    if mask is None:
-        return x
-    return torch.addcmul(_zero(x.dtype, x.device), x, mask.to(x.dtype), value=scale)
-
-
-@cache
-def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros((), dtype=dtype, device=device)
+    return x if mask is None else x * mask.to(x.dtype) * scale
 
 
 def keep_scale(p: float) -> float:
     """1/(1 − p) with p as rounded; 0 for p = 1."""
-    kept = LEVELS - round(p * LEVELS)
+    kept = LEVELS - dropped_levels(p)
     return LEVELS / kept if kept else 0.0
-
-
-def draw_mask(like: Tensor, p: float) -> Tensor | None:
-    """A mask in the shape of a tensor (:class:`Masks`); None where nothing is dropped."""
-    streams = _streams.get()
-    if streams is None:
-        masks = Masks.draw(p, like.device)
-    else:
-        if (p, like.device) not in streams:
-            streams[p, like.device] = Masks.draw(p, like.device)
-        masks = streams[p, like.device]
-    return None if masks is None else masks.take(like.shape)
-
-
-@contextmanager
-def shared_masks() -> Iterator[None]:
-    """Inside, masks of the same probability are cut from the same blocks: a few large operations make all of them."""
-    token = _streams.set({})
-    try:
-        yield
-    finally:
-        _streams.reset(token)
 
 
 class Masks:
@@ -115,7 +80,6 @@ class Masks:
     def __init__(self, p: float, source: "RandomBytes") -> None:
         self.p = p
         self.source = source
-        self._block = torch.empty(0, dtype=torch.uint8, device=source.device)
 
     @classmethod
     def draw(cls, p: float, device: torch.device) -> "Masks | None":
@@ -128,21 +92,8 @@ class Masks:
 
     def take(self, shape: Sequence[int]) -> Tensor:
         """The next mask."""
-        count = math.prod(shape)
-        if count > len(self._block):
-            self._block = self._make(count * max(1, min(AHEAD, BLOCK // count)))
-        mask, self._block = self._block[:count], self._block[count:]
-        return mask.view(shape)
-
-    def _make(self, count: int) -> Tensor:
-        dropped = round(self.p * LEVELS)
-        if dropped == LEVELS:
-            return self._block.new_zeros(count)
-        # Clamping and subtracting bytes is several times faster than a comparison, which yields bool.
-        return self.source.take(count).clamp_(dropped - 1, dropped).sub_(dropped - 1)
-
-
-_streams: ContextVar[dict[tuple[float, torch.device], Masks | None] | None] = ContextVar("streams", default=None)
+        levels = dropped_levels(self.p)
+        return (self.source.take(math.prod(shape)) >= levels).view(shape)
 
 
 def _round(shift: int, factor: int) -> tuple[Tensor, ...]:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
-from merc.models.dropout import shared_masks
 from merc.models.linear import Linear, compiled_for_each_shape
 from merc.models.prediction import Prediction
 from merc.models.stages import PerModality, Rows
@@ -110,12 +109,11 @@ class EmotionModel(nn.Module):
         return 0 if self.speaker_embedding is None else int(self.speaker_embedding.table.padding_idx or 0)
 
     def _run(self, batch: ConversationBatch) -> Prediction:
-        with shared_masks():
-            rows = self.encode(batch)
-            if self.balancing is None or not self.training:
-                return self.classify(rows, batch)
-            rows, kept_N = self.balancing(rows, batch)
-            return replace(self.classify(rows, batch), kept=kept_N)
+        rows = self.encode(batch)
+        if self.balancing is None or not self.training:
+            return self.classify(rows, batch)
+        rows, kept_N = self.balancing(rows, batch)
+        return replace(self.classify(rows, batch), kept=kept_N)
 
 
 def missing_rows(rows: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merc.models.dropout import Dropout, Masks, RandomBytes, dropout, shared_masks
+from merc.models.dropout import Dropout, Masks, RandomBytes, dropout
 
 CPU = torch.device("cpu")
 
@@ -68,34 +68,6 @@ def test_masks_follow_the_seed_and_differ_from_call_to_call() -> None:
     torch.manual_seed(3)
     assert torch.equal(dropout(x, 0.5), first)
     assert not torch.equal(first, second)
-
-
-def test_shared_masks_are_cut_from_one_draw_and_differ() -> None:
-    x = torch.ones(64, 64)
-    torch.manual_seed(3)
-    with shared_masks():
-        first, second, other = dropout(x, 0.5), dropout(x, 0.5), dropout(x, 0.25)
-        state = torch.get_rng_state()
-        assert not torch.equal(dropout(x, 0.5), first)
-        assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(first, second)
-    assert (other == 0).float().mean() == pytest.approx(0.25, abs=0.03)
-    torch.manual_seed(3)
-    with shared_masks():
-        assert torch.equal(dropout(x, 0.5), first)
-
-
-def test_nothing_is_left_of_shared_masks() -> None:
-    """What a forward pass does not use is not there in the next one: a resumed run would not have it either."""
-    x = torch.ones(8)
-    with shared_masks():
-        dropout(x, 0.5)
-    torch.manual_seed(0)
-    with shared_masks():
-        first = dropout(x.expand(50, 8), 0.5)
-    torch.manual_seed(0)
-    with shared_masks():
-        assert torch.equal(dropout(x.expand(50, 8), 0.5), first)
 
 
 @settings(max_examples=30, deadline=None)

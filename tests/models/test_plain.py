@@ -1,4 +1,7 @@
-"""The plain form of each operation, used under transforms of torch.func, against the one made by hand for the CPU."""
+"""The plain form of each operation, used under transforms of torch.func, against the one that is used elsewhere.
+
+In single precision that is an operator of merc's own, where there is a compiler.
+"""
 
 from collections.abc import Callable
 

@@ -1,0 +1,230 @@
+// Attention among the utterances of each dialogue, on packed rows: no row is padded and no map is kept.
+#pragma once
+
+#include <optional>
+#include <memory>
+#include <tuple>
+
+#include "dropout.h"
+#include "products.h"
+#include "softmax.h"
+
+namespace merc {
+
+constexpr int64_t PIECE = 64;  // receiving utterances at a time
+
+// Rows of one head in one dialogue, in single precision.
+template <typename T>
+class Slab {
+ public:
+  Slab(const Tensor& x, int64_t first, int64_t count, int64_t head) {
+    const T* from = x.const_data_ptr<T>() + first * x.stride(0) + head * x.stride(1);
+    if constexpr (std::is_same_v<T, float>) {
+      matrix_ = {from, x.stride(0)};
+    } else {
+      copy_.resize(count * x.size(2));
+      for (int64_t row = 0; row < count; ++row) single(from + row * x.stride(0), copy_.data() + row * x.size(2), x.size(2));
+      matrix_ = {copy_.data(), x.size(2)};
+    }
+  }
+  Matrix from(int64_t row) const { return {matrix_.at + row * matrix_.step, matrix_.step}; }
+
+ private:
+  std::vector<float> copy_;
+  Matrix matrix_;
+};
+
+// The same to be written; rows of other precisions are stored at the end.
+template <typename T>
+class Target {
+ public:
+  Target(const Tensor& x, int64_t first, int64_t count, int64_t head)
+      : to_(x.mutable_data_ptr<T>() + first * x.stride(0) + head * x.stride(1)), stride_(x.stride(0)), width_(x.size(2)),
+        count_(count) {
+    if constexpr (std::is_same_v<T, float>) {
+      data_ = to_;
+      step = stride_;
+    } else {
+      copy_.resize(count * width_);
+      data_ = copy_.data();
+      step = width_;
+    }
+    for (int64_t row = 0; row < count; ++row) std::fill_n(data_ + row * step, width_, 0.f);
+  }
+  ~Target() {
+    if constexpr (!std::is_same_v<T, float>)
+      for (int64_t row = 0; row < count_; ++row) keep(to_ + row * stride_, copy_.data() + row * width_, width_);
+  }
+  float* from(int64_t row) { return data_ + row * step; }
+  int64_t step;
+
+ private:
+  T* to_;
+  const int64_t stride_, width_, count_;
+  std::vector<float> copy_;
+  float* data_;
+};
+
+// Which utterances receive from which, and which entries are dropped.
+struct Reach {
+  at::IntArrayRef starts;  // first row of each dialogue, and the number of rows
+  const bool* visible;     // rows that are attended to; null: all
+  int64_t past, future, heads;
+  bool difference;
+  Mask mask;
+
+  int64_t dialogues() const { return static_cast<int64_t>(starts.size()) - 1; }
+  int64_t maps() const { return difference ? 2 : 1; }
+
+  // Calls f(head, first row, length, first random byte) for every head of every dialogue.
+  template <typename F>
+  void each(const F& f) const {
+    std::vector<int64_t> bytes(dialogues() + 1, 0);
+    for (int64_t dialogue = 0; dialogue < dialogues(); ++dialogue) {
+      const int64_t length = starts[dialogue + 1] - starts[dialogue];
+      bytes[dialogue + 1] = bytes[dialogue] + heads * length * stretch(length);
+    }
+    in_parts(heads * dialogues(), [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t head = task / dialogues(), dialogue = task % dialogues();
+        const int64_t length = starts[dialogue + 1] - starts[dialogue];
+        if (length) f(head, starts[dialogue], length, bytes[dialogue] + head * length * stretch(length));
+      }
+    });
+  }
+
+  static int64_t stretch(int64_t length) { return (length + 3) / 4 * 4; }
+};
+
+// A piece of receiving utterances of one head and dialogue with those that they may receive from.
+template <typename T>
+class Piece {
+ public:
+  Piece(const Reach& reach, int64_t row, int64_t length, int64_t start)
+      : start(start),
+        count(std::min(PIECE, length - start)),
+        first(std::max<int64_t>(0, start - reach.past)),
+        sources(std::min(length, start + count + reach.future) - first),
+        reach_(reach),
+        row_(row) {}
+
+  // (Q, K) softmax of the scores.
+  void map(const Slab<T>& query, const Slab<T>& key, int64_t width, float* out) const {
+    a_bt(count, sources, width, query.from(start), key.from(first), 0, out, sources);
+    for (int64_t i = 0; i < count; ++i) {
+      float* scores = out + i * sources;
+      const int64_t begin = std::max<int64_t>(0, start + i - reach_.past - first);
+      const int64_t end = std::min(sources, start + i + reach_.future + 1 - first);
+      if (reach_.visible)
+        for (int64_t k = begin; k < end; ++k)
+          if (!reach_.visible[row_ + first + k]) scores[k] = NOTHING;
+      std::fill(scores, scores + begin, 0.f);
+      std::fill(scores + end, scores + sources, 0.f);
+      softmax(scores + begin, end - begin);
+    }
+  }
+
+  // x · mask for all rows of the piece; `bytes` are those of the head.
+  void drop(float* x, int64_t bytes, int64_t length) const {
+    if (!reach_.mask.any()) return;
+    for (int64_t i = 0; i < count; ++i)
+      reach_.mask.apply(x + i * sources, x + i * sources, bytes + (start + i) * Reach::stretch(length), sources);
+  }
+
+  const int64_t start, count, first, sources;
+
+ private:
+  const Reach& reach_;
+  const int64_t row_;
+};
+
+inline Tensor strided(const Tensor& x) { return x.stride(-1) == 1 ? x : x.contiguous(); }
+
+// (N, M, Q) queries and keys, (N, H, V) values → (N, H, V).
+inline Tensor attend(
+    const Tensor& query_, const Tensor& key_, const Tensor& value_, at::IntArrayRef starts,
+    const std::optional<Tensor>& visible, int64_t past, int64_t future, bool difference, int64_t seed,
+    int64_t dropped) {
+  const Tensor query = strided(query_), key = strided(key_), value = strided(value_);
+  const int64_t width = query.size(2), depth = value.size(2);
+  Tensor out = at::empty(value.sizes(), value.options());
+  const Reach reach{starts, visible ? visible->const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
+                    Mask(seed, dropped)};
+  with_type(value, [&]<typename T>() {
+    reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes) {
+      const int64_t maps = reach.maps();
+      std::vector<Slab<T>> queries, keys;
+      for (int64_t map = head * maps; map < (head + 1) * maps; ++map) {
+        queries.emplace_back(query, row, length, map);
+        keys.emplace_back(key, row, length, map);
+      }
+      const Slab<T> values(value, row, length, head);
+      Target<T> target(out, row, length, head);
+      std::vector<float> scratch(maps * PIECE * length);
+      for (int64_t start = 0; start < length; start += PIECE) {
+        const Piece<T> piece(reach, row, length, start);
+        const int64_t area = piece.count * piece.sources;
+        for (int64_t map = 0; map < maps; ++map) piece.map(queries[map], keys[map], width, scratch.data() + map * area);
+        if (difference) add(scratch.data(), -1, scratch.data() + area, area);
+        piece.drop(scratch.data(), bytes, length);
+        a_b(piece.count, depth, piece.sources, {scratch.data(), piece.sources}, values.from(piece.first), 0,
+            target.from(start), target.step);
+      }
+    });
+  });
+  return out;
+}
+
+// Gradients of queries, keys and values.
+inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
+    const Tensor& of_out_, const Tensor& query_, const Tensor& key_, const Tensor& value_, at::IntArrayRef starts,
+    const std::optional<Tensor>& visible, int64_t past, int64_t future, bool difference, int64_t seed,
+    int64_t dropped) {
+  const Tensor query = strided(query_), key = strided(key_), value = strided(value_), of_out = strided(of_out_);
+  const int64_t width = query.size(2), depth = value.size(2);
+  Tensor of_query = at::empty(query.sizes(), query.options()), of_key = at::empty(key.sizes(), key.options());
+  Tensor of_value = at::empty(value.sizes(), value.options());
+  const Reach reach{starts, visible ? visible->const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
+                    Mask(seed, dropped)};
+  with_type(value, [&]<typename T>() {
+    reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes) {
+      const int64_t maps = reach.maps();
+      std::vector<Slab<T>> queries, keys;
+      std::vector<std::unique_ptr<Target<T>>> of_queries, of_keys;
+      for (int64_t map = head * maps; map < (head + 1) * maps; ++map) {
+        queries.emplace_back(query, row, length, map);
+        keys.emplace_back(key, row, length, map);
+        of_queries.push_back(std::make_unique<Target<T>>(of_query, row, length, map));
+        of_keys.push_back(std::make_unique<Target<T>>(of_key, row, length, map));
+      }
+      const Slab<T> values(value, row, length, head), incoming(of_out, row, length, head);
+      Target<T> of_values(of_value, row, length, head);
+      std::vector<float> all_maps(maps * PIECE * length), attention(PIECE * length), of_attention(PIECE * length);
+      for (int64_t start = 0; start < length; start += PIECE) {
+        const Piece<T> piece(reach, row, length, start);
+        const int64_t count = piece.count, first = piece.first, sources = piece.sources, area = count * sources;
+        for (int64_t map = 0; map < maps; ++map) piece.map(queries[map], keys[map], width, all_maps.data() + map * area);
+        std::copy_n(all_maps.data(), area, attention.data());
+        if (difference) add(attention.data(), -1, all_maps.data() + area, area);
+        piece.drop(attention.data(), bytes, length);
+        at_b(sources, depth, count, {attention.data(), sources}, incoming.from(start), 1, of_values.from(first),
+             of_values.step);
+        a_bt(count, sources, depth, incoming.from(start), values.from(first), 0, of_attention.data(), sources);
+        piece.drop(of_attention.data(), bytes, length);
+        for (int64_t map = 0; map < maps; ++map) {
+          float* of_scores = attention.data();  // no longer needed
+          for (int64_t i = 0; i < count; ++i)
+            softmax_backward(all_maps.data() + map * area + i * sources, of_attention.data() + i * sources,
+                             map ? -1.f : 1.f, of_scores + i * sources, sources);
+          a_b(count, width, sources, {of_scores, sources}, keys[map].from(first), 0, of_queries[map]->from(start),
+              of_queries[map]->step);
+          at_b(sources, width, count, {of_scores, sources}, queries[map].from(start), 1, of_keys[map]->from(first),
+               of_keys[map]->step);
+        }
+      }
+    });
+  });
+  return {of_query, of_key, of_value};
+}
+
+}  // namespace merc

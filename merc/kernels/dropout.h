@@ -1,0 +1,73 @@
+// Dropout whose masks are never stored: a hash of the position says what is dropped, in the backward pass again.
+#pragma once
+
+#include "rows.h"
+
+namespace merc {
+
+// Entry i is dropped where byte i of a stream of random bytes is less than `dropped`, of 256.
+class Mask {
+ public:
+  Mask(int64_t seed, int64_t dropped)
+      : offset_(static_cast<uint32_t>(seed)),
+        key_(static_cast<uint32_t>(seed >> 32)),
+        dropped_(static_cast<int32_t>(dropped)),
+        scale_(dropped < 256 ? 256.f / static_cast<float>(256 - dropped) : 0.f) {}
+
+  bool any() const { return dropped_ > 0; }
+
+  // y[i] = x[i] · mask[start + i]; start is a multiple of 4.
+  void apply(const float* x, float* y, int64_t start, int64_t n) const {
+    alignas(64) uint32_t words[CHUNK / 4];
+    for (int64_t i = 0; i < n; i += CHUNK) {
+      const int64_t count = std::min<int64_t>(CHUNK, n - i);
+      fill(words, static_cast<uint32_t>((start + i) / 4), (count + 3) / 4);
+      const uint8_t* bytes = reinterpret_cast<const uint8_t*>(words);
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) y[i + j] = bytes[j] >= dropped_ ? x[i + j] * scale_ : 0.f;
+    }
+  }
+
+ private:
+  static constexpr int64_t CHUNK = 512;
+
+  // A counter-based generator: a multiply-and-shift hash of a Weyl sequence.
+  void fill(uint32_t* words, uint32_t first, int64_t count) const {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+      uint32_t x = (first + static_cast<uint32_t>(i)) * 0x9E3779B9u + offset_;
+      x = ((x ^ (x >> 16)) + key_) * 0x7FEB352Du;
+      x = ((x ^ (x >> 15)) + key_) * 0x846CA68Bu;
+      words[i] = (x ^ (x >> 16)) + key_;
+    }
+  }
+
+  uint32_t offset_, key_;
+  int32_t dropped_;
+  float scale_;
+};
+
+// x · mask; its own gradient as well.
+inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped) {
+  const Tensor x = x_.contiguous();
+  Tensor y = at::empty_like(x);
+  const Mask mask(seed, dropped);
+  constexpr int64_t BLOCK = 2048;
+  const int64_t n = x.numel();
+  with_type(x, [&]<typename T>() {
+    const T* from = x.const_data_ptr<T>();
+    T* to = y.mutable_data_ptr<T>();
+    at::parallel_for(0, (n + BLOCK - 1) / BLOCK, 8, [&](int64_t begin, int64_t end) {
+      alignas(64) float scratch[BLOCK];
+      for (int64_t start = begin * BLOCK; start < std::min(n, end * BLOCK); start += BLOCK) {
+        const int64_t count = std::min(BLOCK, n - start);
+        float* out = place(to + start, scratch);
+        mask.apply(single(from + start, scratch, count), out, start, count);
+        keep(to + start, out, count);
+      }
+    });
+  });
+  return y;
+}
+
+}  // namespace merc

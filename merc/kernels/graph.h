@@ -1,0 +1,294 @@
+// Attention over relation graphs, on bands: G blocks of S receiving rows with K candidates each.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "dropout.h"
+#include "products.h"
+#include "softmax.h"
+
+namespace merc {
+
+using Kinds = std::tuple<int64_t, int64_t, int64_t>;
+
+inline Tensor rows_together(const Tensor& x) { return x.stride(-1) == 1 ? x : x.contiguous(); }
+
+// (L, H, D) rows and (M, 2, C) vectors → (L, M, 2) inner products of each map's part of a row.
+inline Tensor ends(const Tensor& z_, const Tensor& vectors_) {
+  const Tensor z = rows_together(z_), vectors = vectors_.contiguous();
+  const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1), dim = z.size(2);
+  Tensor out = at::empty({z.size(0), maps, 2}, vectors.options());
+  float* to = out.mutable_data_ptr<float>();
+  const float* vector = vectors.const_data_ptr<float>();
+  with_type(z, [&]<typename T>() {
+    const T* from = z.const_data_ptr<T>();
+    in_parts(z.size(0), [&](int64_t, int64_t begin, int64_t end) {
+      std::vector<float> scratch(dim);
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t head = 0; head < z.size(1); ++head) {
+          const float* in = single(from + row * z.stride(0) + head * z.stride(1), scratch.data(), dim);
+          for (int64_t part = 0; part < per_head; ++part) {
+            const int64_t map = head * per_head + part;
+            for (int64_t side = 0; side < 2; ++side)
+              to[(row * maps + map) * 2 + side] = dot(in + part * width, vector + (map * 2 + side) * width, width);
+          }
+        }
+    });
+  });
+  return out;
+}
+
+// Adds what comes from the inner products to the gradient of the rows; returns the gradient of the vectors.
+inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z_, const Tensor& vectors_) {
+  const Tensor z = rows_together(z_), vectors = vectors_.contiguous(), of_ends = of_ends_.contiguous();
+  TORCH_CHECK(of_z.stride(-1) == 1, "the gradient's rows must lie together");
+  const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1), dim = z.size(2);
+  Tensor sums = at::zeros({at::get_num_threads(), maps, 2, width}, vectors.options());
+  float* all_sums = sums.mutable_data_ptr<float>();
+  const float *vector = vectors.const_data_ptr<float>(), *incoming = of_ends.const_data_ptr<float>();
+  with_type(z, [&]<typename T>() {
+    const T* from = z.const_data_ptr<T>();
+    T* to = of_z.mutable_data_ptr<T>();
+    in_parts(z.size(0), [&](int64_t part_of_rows, int64_t begin, int64_t end) {
+      std::vector<float> scratch(dim), scratch_of_z(dim);
+      float* own = all_sums + part_of_rows * maps * 2 * width;
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t head = 0; head < z.size(1); ++head) {
+          const float* in = single(from + row * z.stride(0) + head * z.stride(1), scratch.data(), dim);
+          T* target = to + row * of_z.stride(0) + head * of_z.stride(1);
+          float* out = const_cast<float*>(single(target, scratch_of_z.data(), dim));
+          for (int64_t part = 0; part < per_head; ++part) {
+            const int64_t map = head * per_head + part;
+            const float left = incoming[(row * maps + map) * 2], right = incoming[(row * maps + map) * 2 + 1];
+            const float *of_left = vector + map * 2 * width, *of_right = of_left + width;
+            float *sum_left = own + map * 2 * width, *sum_right = sum_left + width;
+            const float* in_part = in + part * width;
+            float* out_part = out + part * width;
+            pieces(width, [&](int64_t i, int64_t count) {
+              const Lanes x = load(in_part + i, count);
+              Lanes y = at::vec::fmadd(Lanes(left), load(of_left + i, count), load(out_part + i, count));
+              store(out_part + i, at::vec::fmadd(Lanes(right), load(of_right + i, count), y), count);
+              store(sum_left + i, at::vec::fmadd(Lanes(left), x, load(sum_left + i, count)), count);
+              store(sum_right + i, at::vec::fmadd(Lanes(right), x, load(sum_right + i, count)), count);
+            });
+          }
+          keep(target, out, dim);
+        }
+    });
+  });
+  return sums.sum(0);
+}
+
+// The scores and maps of one receiving row after the other.
+class Band {
+ public:
+  Band(
+      const Tensor& ends, const std::optional<Tensor>& relation, const std::optional<Tensor>& coefficients,
+      const Tensor& connected, int64_t past, at::IntArrayRef kinds, double slope)
+      : rows(ends.size(0)),
+        maps(ends.size(1)),
+        heads(coefficients ? maps / 2 : maps),
+        blocks(connected.size(0)),
+        size(connected.size(1)),
+        width(connected.size(2)),
+        past(past),
+        slope_(static_cast<float>(slope)),
+        connected_(connected.contiguous()),
+        left_(ends.select(2, 0).t().contiguous()),
+        right_(at::constant_pad_nd(ends.select(2, 1).t(), {past, blocks * size + width - size - past - rows})),
+        relation_(relation ? relation->index_select(1, at::tensor(kinds)).contiguous() : at::zeros({maps, 3}, ends.options())),
+        coefficients_(coefficients ? coefficients->contiguous() : Tensor()) {}
+
+  bool difference() const { return coefficients_.defined(); }
+  float coefficient(int64_t head) const { return coefficients_.const_data_ptr<float>()[head]; }
+
+  // Softmax of all maps of a row: (M, K) at `maps_MK`; where asked for, the slopes of LeakyReLU.
+  void row(int64_t block, int64_t place, float* maps_MK, float* slopes_MK) const {
+    const bool* there = connected_.const_data_ptr<bool>() + (block * size + place) * width;
+    const int64_t itself = past + place;
+    for (int64_t map = 0; map < maps; ++map) {
+      const float left = left_.const_data_ptr<float>()[map * rows + block * size + place];
+      const float* kind = relation_.const_data_ptr<float>() + map * 3;
+      const float earlier = left + kind[0], same = left + kind[1], later = left + kind[2];
+      const float* right = right_.const_data_ptr<float>() + map * right_.size(1) + block * size;
+      float* score = maps_MK + map * width;
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) {
+        const float raw = right[k] + (k < itself ? earlier : k > itself ? later : same);
+        score[k] = there[k] ? (raw > 0 ? raw : raw * slope_) : NOTHING;
+      }
+      if (slopes_MK) {
+        float* slope = slopes_MK + map * width;
+#pragma omp simd
+        for (int64_t k = 0; k < width; ++k) slope[k] = score[k] > 0 ? 1.f : slope_;
+      }
+      softmax(score, width);
+    }
+  }
+
+  const int64_t rows, maps, heads, blocks, size, width, past;
+
+  int64_t stretch() const { return (width + 3) / 4 * 4; }  // of the stream of random bytes, for one row of a head
+
+ private:
+  const float slope_;
+  const Tensor connected_, left_, right_, relation_, coefficients_;
+};
+
+// dropout(P) or dropout(P_1 − λ P_2): (G, S, H, K), 0 where there is no edge.
+inline Tensor attention_band(
+    const Tensor& ends, const std::optional<Tensor>& relation, const std::optional<Tensor>& coefficients,
+    const Tensor& connected, int64_t past, at::IntArrayRef kinds, double slope, int64_t seed, int64_t dropped) {
+  const Band band(ends, relation, coefficients, connected, past, kinds, slope);
+  const Mask mask(seed, dropped);
+  Tensor out = at::empty({band.blocks, band.size, band.heads, band.width}, ends.options());
+  float* to = out.mutable_data_ptr<float>();
+  in_parts(band.blocks * band.size, [&](int64_t, int64_t begin, int64_t end) {
+    std::vector<float> maps(band.maps * band.width);
+    for (int64_t row = begin; row < end; ++row) {
+      float* heads = to + row * band.heads * band.width;
+      if (row >= band.rows) {
+        std::fill_n(heads, band.heads * band.width, 0.f);
+        continue;
+      }
+      band.row(row / band.size, row % band.size, maps.data(), nullptr);
+      for (int64_t head = 0; head < band.heads; ++head) {
+        float* attention = heads + head * band.width;
+        if (band.difference()) {
+          const float *first = maps.data() + 2 * head * band.width, *second = first + band.width;
+          const float coefficient = band.coefficient(head);
+          for (int64_t k = 0; k < band.width; ++k) attention[k] = first[k] - coefficient * second[k];
+        } else {
+          std::copy_n(maps.data() + head * band.width, band.width, attention);
+        }
+        if (mask.any()) mask.apply(attention, attention, (row * band.heads + head) * band.stretch(), band.width);
+      }
+    }
+  });
+  return out;
+}
+
+// Gradients of ends, relation scores (M, 3), in the order of the kinds, and coefficients.
+inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
+    const Tensor& of_attention_, const Tensor& ends, const std::optional<Tensor>& relation,
+    const std::optional<Tensor>& coefficients, const Tensor& connected, int64_t past, at::IntArrayRef kinds,
+    double slope, int64_t seed, int64_t dropped) {
+  const Band band(ends, relation, coefficients, connected, past, kinds, slope);
+  const Mask mask(seed, dropped);
+  const Tensor of_attention = of_attention_.contiguous();
+  const float* incoming = of_attention.const_data_ptr<float>();
+  const int64_t threads = at::get_num_threads(), width = band.width;
+  const int64_t columns = band.blocks * band.size + width - band.size;
+  Tensor of_left = at::empty({band.maps, band.rows}, ends.options());
+  Tensor of_right = at::zeros({threads, band.maps, columns}, ends.options());  // windows of threads overlap
+  Tensor of_relation = at::zeros({threads, band.maps, 3}, ends.options());
+  Tensor of_coefficients = at::zeros({threads, band.heads}, ends.options());
+  float* left = of_left.mutable_data_ptr<float>();
+  float* rights = of_right.mutable_data_ptr<float>();
+  float* relations = of_relation.mutable_data_ptr<float>();
+  float* factors = of_coefficients.mutable_data_ptr<float>();
+  in_parts(band.rows, [&](int64_t part, int64_t begin, int64_t end) {
+    std::vector<float> maps(band.maps * width), slopes(band.maps * width), of_head(width), of_score(width);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t block = row / band.size, place = row % band.size, itself = band.past + place;
+      band.row(block, place, maps.data(), slopes.data());
+      for (int64_t map = 0; map < band.maps; ++map) {
+        const int64_t head = band.difference() ? map / 2 : map;
+        const float* p = maps.data() + map * width;
+        float factor = 1;
+        if (!band.difference() || map % 2 == 0) {
+          const int64_t at = row * band.heads + head;
+          std::copy_n(incoming + at * width, width, of_head.data());
+          if (mask.any()) mask.apply(of_head.data(), of_head.data(), at * band.stretch(), width);
+        } else {
+          factor = -band.coefficient(head);
+          factors[part * band.heads + head] -= dot(of_head.data(), p, width);
+        }
+        softmax_backward(p, of_head.data(), factor, of_score.data(), width);
+        const float* slope_row = slopes.data() + map * width;
+        float* right = rights + (part * band.maps + map) * columns + block * band.size;
+        for (int64_t k = 0; k < width; ++k) {
+          of_score[k] *= slope_row[k];
+          right[k] += of_score[k];
+        }
+        const float earlier = sum(of_score.data(), itself), same = of_score[itself];
+        const float later = sum(of_score.data() + itself + 1, width - itself - 1);
+        left[map * band.rows + row] = earlier + same + later;
+        float* own = relations + (part * band.maps + map) * 3;
+        own[0] += earlier;
+        own[1] += same;
+        own[2] += later;
+      }
+    }
+  });
+  Tensor right = of_right.sum(0).slice(1, band.past, band.past + band.rows);
+  return {at::stack({of_left.t(), right.t()}, 2), of_relation.sum(0), of_coefficients.sum(0)};
+}
+
+// The candidates of a block that are rows of the batch.
+struct Candidates {
+  Candidates(int64_t block, int64_t size, int64_t width, int64_t past, int64_t rows)
+      : first(std::max<int64_t>(0, block * size - past)),
+        skipped(first - (block * size - past)),
+        count(std::min(rows, block * size - past + width) - first),
+        receiving(std::min(size, rows - block * size)) {}
+  const int64_t first, skipped, count, receiving;
+};
+
+// (G, S, H, K) attention and (N, D) values → (N, H, D): what each row receives, for every head.
+inline Tensor mix(const Tensor& attention_, const Tensor& values_, int64_t past) {
+  const Tensor attention = attention_.contiguous(), values = values_.to(at::kFloat).contiguous();
+  const int64_t blocks = attention.size(0), size = attention.size(1), heads = attention.size(2);
+  const int64_t width = attention.size(3), rows = values.size(0), dim = values.size(1);
+  Tensor out = at::empty({rows, heads, dim}, values_.options());
+  const float *weight = attention.const_data_ptr<float>(), *value = values.const_data_ptr<float>();
+  with_type(out, [&]<typename T>() {
+    T* to = out.mutable_data_ptr<T>();
+    in_parts(blocks, [&](int64_t, int64_t begin, int64_t end) {
+      std::vector<float> scratch(std::is_same_v<T, float> ? 0 : size * heads * dim);
+      for (int64_t block = begin; block < end; ++block) {
+        const Candidates near(block, size, width, past, rows);
+        T* target = to + block * size * heads * dim;
+        float* result = place(target, scratch.data());
+        const int64_t received = near.receiving * heads;
+        a_b(received, dim, near.count, {weight + block * size * heads * width + near.skipped, width},
+            {value + near.first * dim, dim}, 0, result, dim);
+        keep(target, result, received * dim);
+      }
+    });
+  });
+  return out;
+}
+
+// Gradients of attention and values.
+inline std::tuple<Tensor, Tensor> mix_backward(
+    const Tensor& of_out_, const Tensor& attention_, const Tensor& values_, int64_t past) {
+  const Tensor attention = attention_.contiguous(), values = values_.to(at::kFloat).contiguous();
+  const Tensor of_out = of_out_.to(at::kFloat).contiguous();
+  const int64_t blocks = attention.size(0), size = attention.size(1), heads = attention.size(2);
+  const int64_t width = attention.size(3), rows = values.size(0), dim = values.size(1);
+  Tensor of_attention = at::zeros_like(attention), of_values = at::zeros_like(values);
+  const float *weight = attention.const_data_ptr<float>(), *value = values.const_data_ptr<float>();
+  const float* incoming = of_out.const_data_ptr<float>();
+  float *of_weight = of_attention.mutable_data_ptr<float>(), *of_value = of_values.mutable_data_ptr<float>();
+  in_parts(blocks, [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const Candidates near(block, size, width, past, rows);
+      a_bt(near.receiving * heads, near.count, dim, {incoming + block * size * heads * dim, dim},
+           {value + near.first * dim, dim}, 0, of_weight + block * size * heads * width + near.skipped, width);
+    }
+  });
+  // Windows overlap: every thread sums some channels of all of them.
+  in_parts((dim + LANES - 1) / LANES, [&](int64_t, int64_t begin, int64_t end) {
+    const int64_t channel = begin * LANES, channels = std::min(dim, end * LANES) - channel;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Candidates near(block, size, width, past, rows);
+      at_b(near.count, channels, near.receiving * heads, {weight + block * size * heads * width + near.skipped, width},
+           {incoming + block * size * heads * dim + channel, dim}, 1, of_value + near.first * dim + channel, dim);
+    }
+  });
+  return {of_attention, of_values.to(values_.scalar_type())};
+}
+
+}  // namespace merc

@@ -1,0 +1,115 @@
+// GELU(w · (x − mean)/sd + b) of rows, one pass forward and two backward.
+#pragma once
+
+#include <tuple>
+
+#include "rows.h"
+
+namespace merc {
+
+constexpr float SQRT_HALF = 0.70710678118654752f;
+constexpr float DENSITY_AT_0 = 0.39894228040143268f;  // of the normal distribution
+
+inline Lanes below(const Lanes& x) {  // distribution function of the normal distribution
+  return Lanes(0.5f) * (Lanes(1.f) + (x * Lanes(SQRT_HALF)).erf());
+}
+
+inline Lanes gelu(const Lanes& x) { return x * below(x); }
+
+inline Lanes slope_of_gelu(const Lanes& x) {
+  const Lanes density = Lanes(DENSITY_AT_0) * (x * x * Lanes(-0.5f)).exp_u20();
+  return at::vec::fmadd(x, density, below(x));
+}
+
+// (N, H, D), (H, D), (H, D) → (N, H, D) and, for the backward pass, (N, H, 2) mean and 1/sd.
+inline std::tuple<Tensor, Tensor> head_norm_gelu(
+    const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double epsilon) {
+  const Tensor x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
+  const int64_t heads = x.size(1), dim = x.size(2);
+  Tensor y = at::empty_like(x), moments = at::empty({x.size(0), heads, 2}, weight.options());
+  float* moment = moments.mutable_data_ptr<float>();
+  const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
+  with_type(x, [&]<typename T>() {
+    const T* from = x.const_data_ptr<T>();
+    T* to = y.mutable_data_ptr<T>();
+    in_parts(x.size(0) * heads, [&](int64_t, int64_t begin, int64_t end) {
+      std::vector<float> scratch(dim), result(dim);
+      for (int64_t row = begin; row < end; ++row) {
+        const float* in = single(from + row * dim, scratch.data(), dim);
+        const float mean = sum(in, dim) / static_cast<float>(dim);
+        float squares = 0;
+        {
+          Lanes total(0.f);
+          pieces(dim, [&](int64_t i, int64_t count) {
+            Lanes away = load(in + i, count) - Lanes(mean);
+            if (count < LANES) away = Lanes::set(Lanes(0.f), away, count);
+            total = at::vec::fmadd(away, away, total);
+          });
+          squares = sum(total);
+        }
+        const float scale = 1.f / std::sqrt(squares / static_cast<float>(dim) + static_cast<float>(epsilon));
+        moment[2 * row] = mean;
+        moment[2 * row + 1] = scale;
+        float* out = place(to + row * dim, result.data());
+        const float *w_row = w + row % heads * dim, *b_row = b + row % heads * dim;
+        pieces(dim, [&](int64_t i, int64_t count) {
+          const Lanes normed = (load(in + i, count) - Lanes(mean)) * Lanes(scale);
+          store(out + i, gelu(at::vec::fmadd(normed, load(w_row + i, count), load(b_row + i, count))), count);
+        });
+        keep(to + row * dim, out, dim);
+      }
+    });
+  });
+  return {y, moments};
+}
+
+// Gradients of x, weight and bias.
+inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
+    const Tensor& of_y_, const Tensor& x_, const Tensor& moments, const Tensor& weight_, const Tensor& bias_) {
+  const Tensor of_y = of_y_.contiguous(), x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
+  const int64_t heads = x.size(1), dim = x.size(2);
+  Tensor of_x = at::empty_like(x);
+  Tensor sums = at::zeros({at::get_num_threads(), 2, heads, dim}, weight.options());
+  const float* moment = moments.const_data_ptr<float>();
+  const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
+  float* all_sums = sums.mutable_data_ptr<float>();
+  with_type(x, [&]<typename T>() {
+    const T *incoming = of_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>();
+    T* to = of_x.mutable_data_ptr<T>();
+    in_parts(x.size(0) * heads, [&](int64_t part, int64_t begin, int64_t end) {
+      std::vector<float> scratch(dim), scratch_of_y(dim), result(dim), normed_row(dim);
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t head = row % heads;
+        const float* in = single(from + row * dim, scratch.data(), dim);
+        const float* of_out = single(incoming + row * dim, scratch_of_y.data(), dim);
+        const Lanes mean(moment[2 * row]), scale(moment[2 * row + 1]);
+        const float *w_row = w + head * dim, *b_row = b + head * dim;
+        float *of_w = all_sums + (2 * part * heads + head) * dim, *of_b = of_w + heads * dim;
+        float* out = place(to + row * dim, result.data());
+        Lanes total(0.f), along(0.f);
+        pieces(dim, [&](int64_t i, int64_t count) {
+          const Lanes normed = (load(in + i, count) - mean) * scale, factor = load(w_row + i, count);
+          const Lanes of_inner =
+              load(of_out + i, count) * slope_of_gelu(at::vec::fmadd(normed, factor, load(b_row + i, count)));
+          store(of_w + i, at::vec::fmadd(of_inner, normed, load(of_w + i, count)), count);
+          store(of_b + i, load(of_b + i, count) + of_inner, count);
+          const Lanes of_normed = of_inner * factor;  // 0 in lanes behind the end, as the factor is
+          store(normed_row.data() + i, normed, count);
+          store(out + i, of_normed, count);
+          total = total + of_normed;
+          along = at::vec::fmadd(of_normed, normed, along);
+        });
+        const Lanes level(sum(total) / static_cast<float>(dim)), tilt(sum(along) / static_cast<float>(dim));
+        pieces(dim, [&](int64_t i, int64_t count) {
+          const Lanes rest = load(out + i, count) - level - tilt * load(normed_row.data() + i, count);
+          store(out + i, rest * scale, count);
+        });
+        keep(to + row * dim, out, dim);
+      }
+    });
+  });
+  const Tensor both = sums.sum(0);
+  return {of_x, both[0], both[1]};
+}
+
+}  // namespace merc

@@ -1,0 +1,44 @@
+// Operators of PyTorch for the stages that a CPU spends its time in (merc/kernels/__init__.py).
+
+#include <torch/library.h>
+
+#include "attention.h"
+#include "dropout.h"
+#include "graph.h"
+#include "head_norm.h"
+
+#define BAND                                                                                                   \
+  "Tensor ends, Tensor? relation, Tensor? coefficients, Tensor connected, int past, int[] kinds, float slope," \
+  " int seed, int dropped"
+#define REACH "int[] starts, Tensor? visible, int past, int future, bool difference, int seed, int dropped"
+
+TORCH_LIBRARY(merc, library) {
+  library.def("dropout(Tensor x, int seed, int dropped) -> Tensor");
+  library.def("head_norm_gelu(Tensor x, Tensor weight, Tensor bias, float epsilon) -> (Tensor, Tensor)");
+  library.def(
+      "head_norm_gelu_backward(Tensor of_y, Tensor x, Tensor moments, Tensor weight, Tensor bias)"
+      " -> (Tensor, Tensor, Tensor)");
+  library.def("ends(Tensor z, Tensor vectors) -> Tensor");
+  library.def("ends_backward(Tensor of_ends, Tensor(a!) of_z, Tensor z, Tensor vectors) -> Tensor");
+  library.def("attention_band(" BAND ") -> Tensor");
+  library.def("attention_band_backward(Tensor of_attention, " BAND ") -> (Tensor, Tensor, Tensor)");
+  library.def("mix(Tensor attention, Tensor values, int past) -> Tensor");
+  library.def("mix_backward(Tensor of_out, Tensor attention, Tensor values, int past) -> (Tensor, Tensor)");
+  library.def("attend(Tensor query, Tensor key, Tensor value, " REACH ") -> Tensor");
+  library.def(
+      "attend_backward(Tensor of_out, Tensor query, Tensor key, Tensor value, " REACH ") -> (Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(merc, CPU, library) {
+  library.impl("dropout", &merc::dropout);
+  library.impl("head_norm_gelu", &merc::head_norm_gelu);
+  library.impl("head_norm_gelu_backward", &merc::head_norm_gelu_backward);
+  library.impl("ends", &merc::ends);
+  library.impl("ends_backward", &merc::ends_backward);
+  library.impl("attention_band", &merc::attention_band);
+  library.impl("attention_band_backward", &merc::attention_band_backward);
+  library.impl("mix", &merc::mix);
+  library.impl("mix_backward", &merc::mix_backward);
+  library.impl("attend", &merc::attend);
+  library.impl("attend_backward", &merc::attend_backward);
+}

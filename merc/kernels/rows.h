@@ -1,0 +1,90 @@
+// What all kernels share: rows in single precision whatever they are stored in, and work split among threads.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace merc {
+
+using at::Tensor;
+using Lanes = at::vec::Vectorized<float>;
+constexpr int64_t LANES = Lanes::size();
+
+// Calls f(start, count) for each piece of n numbers that fits a register.
+template <typename F>
+inline void pieces(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) f(i, LANES);
+  if (i < n) f(i, n - i);
+}
+
+inline Lanes load(const float* x, int64_t count) {
+  return count == LANES ? Lanes::loadu(x) : Lanes::loadu(x, count);
+}
+
+inline void store(float* y, const Lanes& x, int64_t count) {
+  count == LANES ? x.store(y) : x.store(y, count);
+}
+
+inline float sum(const Lanes& x) {
+  return at::vec::vec_reduce_all<float>([](Lanes a, Lanes b) { return a + b; }, x);
+}
+
+inline float sum(const float* x, int64_t n) {
+  Lanes total(0.f);
+  pieces(n, [&](int64_t i, int64_t count) { total = total + load(x + i, count); });  // lanes behind the end load as 0
+  return sum(total);
+}
+
+inline float dot(const float* x, const float* y, int64_t n) {
+  Lanes total(0.f);
+  pieces(n, [&](int64_t i, int64_t count) { total = at::vec::fmadd(load(x + i, count), load(y + i, count), total); });
+  return sum(total);
+}
+
+// y += a x
+inline void add(float* y, float a, const float* x, int64_t n) {
+  const Lanes factor(a);
+  pieces(n, [&](int64_t i, int64_t count) {
+    store(y + i, at::vec::fmadd(factor, load(x + i, count), load(y + i, count)), count);
+  });
+}
+
+// The n numbers at x in single precision, in scratch where they are stored otherwise.
+inline const float* single(const float* x, float*, int64_t) { return x; }
+inline const float* single(const at::BFloat16* x, float* scratch, int64_t n) {
+  at::vec::convert(x, scratch, n);
+  return scratch;
+}
+
+// Where to compute n numbers that are to be stored at x.
+inline float* place(float* x, float*) { return x; }
+inline float* place(at::BFloat16*, float* scratch) { return scratch; }
+inline void keep(float*, const float*, int64_t) {}
+inline void keep(at::BFloat16* x, const float* scratch, int64_t n) { at::vec::convert(scratch, x, n); }
+
+// Calls f<T>() with the type of the numbers.
+template <typename F>
+void with_type(const Tensor& x, const F& f) {
+  if (x.scalar_type() == at::kFloat) return f.template operator()<float>();
+  if (x.scalar_type() == at::kBFloat16) return f.template operator()<at::BFloat16>();
+  TORCH_CHECK(false, "merc's kernels compute in float32 and bfloat16, not in ", x.scalar_type());
+}
+
+// One part of [0, count) for each thread: calls f(part, begin, end). Returns the number of parts.
+template <typename F>
+int64_t in_parts(int64_t count, const F& f) {
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), count));
+  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) f(part, count * part / parts, count * (part + 1) / parts);
+  });
+  return parts;
+}
+
+}  // namespace merc
