@@ -87,4 +87,5 @@ clean: ## Remove the environment, build products and caches; runs/ and stores/ s
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
+	$(BIN)/python -m merc.kernels
 	touch $@

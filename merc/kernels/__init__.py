@@ -24,5 +24,4 @@ def native(*tensors: Tensor | None) -> bool:
 
 def seed() -> int:
     """64 random bits that say what one dropout drops; PyTorch's CPU generator moves on by one number."""
-    number: int = torch.randint(-(2**63), 2**63 - 1, ()).tolist()
-    return number
+    return int(torch.randint(-(2**63), 2**63 - 1, (1,)).tolist()[0])

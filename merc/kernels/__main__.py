@@ -1,17 +1,15 @@
 """``python -m merc.kernels``: compile the operators now, so that no run has to."""
 
-import logging
 import sys
 
-from merc.kernels.library import Unavailable, library
+from merc.kernels.library import UnavailableError, library
 
 
 def main() -> int:
     """Say where the operators are, or why there are none."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         print(f"merc's operators for this processor: {library()}")
-    except Unavailable as error:
+    except UnavailableError as error:
         print(f"Without operators of its own merc computes by PyTorch's, which takes longer: {error}")
     return 0
 

@@ -1,6 +1,8 @@
 // Dropout whose masks are never stored: a hash of the position says what is dropped, in the backward pass again.
 #pragma once
 
+#include <cstring>
+
 #include "rows.h"
 
 namespace merc {
@@ -19,26 +21,33 @@ class Mask {
   // y[i] = x[i] · mask[start + i]; start is a multiple of 4.
   void apply(const float* x, float* y, int64_t start, int64_t n) const {
     alignas(64) uint32_t words[CHUNK / 4];
+    alignas(64) uint8_t bytes[CHUNK];
+    const int32_t dropped = dropped_;  // on the stack no result can lie over them
+    const float scale = scale_;
     for (int64_t i = 0; i < n; i += CHUNK) {
       const int64_t count = std::min<int64_t>(CHUNK, n - i);
-      fill(words, static_cast<uint32_t>((start + i) / 4), (count + 3) / 4);
-      const uint8_t* bytes = reinterpret_cast<const uint8_t*>(words);
+      fill(words, static_cast<uint32_t>((start + i) / 4));
+      std::memcpy(bytes, words, CHUNK);
 #pragma omp simd
-      for (int64_t j = 0; j < count; ++j) y[i + j] = bytes[j] >= dropped_ ? x[i + j] * scale_ : 0.f;
+      for (int64_t j = 0; j < count; ++j) {
+        const float factor = bytes[j] >= dropped ? scale : 0.f;
+        y[i + j] = x[i + j] * factor;
+      }
     }
   }
 
  private:
-  static constexpr int64_t CHUNK = 512;
+  static constexpr int64_t CHUNK = 256;
 
   // A counter-based generator: a multiply-and-shift hash of a Weyl sequence.
-  void fill(uint32_t* words, uint32_t first, int64_t count) const {
+  void fill(uint32_t* words, uint32_t first) const {
+    const uint32_t offset = offset_, key = key_;
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      uint32_t x = (first + static_cast<uint32_t>(i)) * 0x9E3779B9u + offset_;
-      x = ((x ^ (x >> 16)) + key_) * 0x7FEB352Du;
-      x = ((x ^ (x >> 15)) + key_) * 0x846CA68Bu;
-      words[i] = (x ^ (x >> 16)) + key_;
+    for (uint32_t i = 0; i < CHUNK / 4; ++i) {
+      uint32_t x = (first + i) * 0x9E3779B9u + offset;
+      x = ((x ^ (x >> 16)) + key) * 0x7FEB352Du;
+      x = ((x ^ (x >> 15)) + key) * 0x846CA68Bu;
+      words[i] = (x ^ (x >> 16)) + key;
     }
   }
 

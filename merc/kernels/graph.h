@@ -10,8 +10,6 @@
 
 namespace merc {
 
-using Kinds = std::tuple<int64_t, int64_t, int64_t>;
-
 inline Tensor rows_together(const Tensor& x) { return x.stride(-1) == 1 ? x : x.contiguous(); }
 
 // (L, H, D) rows and (M, 2, C) vectors → (L, M, 2) inner products of each map's part of a row.
@@ -80,9 +78,8 @@ inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z
   return sums.sum(0);
 }
 
-// The scores and maps of one receiving row after the other.
-class Band {
- public:
+// What the scores of all edges are made of.
+struct Band {
   Band(
       const Tensor& ends, const std::optional<Tensor>& relation, const std::optional<Tensor>& coefficients,
       const Tensor& connected, int64_t past, at::IntArrayRef kinds, double slope)
@@ -93,47 +90,57 @@ class Band {
         size(connected.size(1)),
         width(connected.size(2)),
         past(past),
-        slope_(static_cast<float>(slope)),
-        connected_(connected.contiguous()),
-        left_(ends.select(2, 0).t().contiguous()),
-        right_(at::constant_pad_nd(ends.select(2, 1).t(), {past, blocks * size + width - size - past - rows})),
-        relation_(relation ? relation->index_select(1, at::tensor(kinds)).contiguous() : at::zeros({maps, 3}, ends.options())),
-        coefficients_(coefficients ? coefficients->contiguous() : Tensor()) {}
+        columns(blocks * size + width - size),
+        slope(static_cast<float>(slope)),
+        connected(connected.contiguous()),
+        left(ends.select(2, 0).t().contiguous()),
+        right(at::constant_pad_nd(ends.select(2, 1).t(), {past, columns - past - rows})),
+        relation(relation ? relation->index_select(1, at::tensor(kinds)).contiguous() : at::zeros({maps, 3}, ends.options())),
+        coefficients(coefficients ? coefficients->contiguous() : Tensor()) {}
 
-  bool difference() const { return coefficients_.defined(); }
-  float coefficient(int64_t head) const { return coefficients_.const_data_ptr<float>()[head]; }
+  bool difference() const { return coefficients.defined(); }
+  float coefficient(int64_t head) const { return coefficients.const_data_ptr<float>()[head]; }
+  int64_t stretch() const { return (width + 3) / 4 * 4; }  // of the stream of random bytes, for one row of a head
 
-  // Softmax of all maps of a row: (M, K) at `maps_MK`; where asked for, the slopes of LeakyReLU.
-  void row(int64_t block, int64_t place, float* maps_MK, float* slopes_MK) const {
-    const bool* there = connected_.const_data_ptr<bool>() + (block * size + place) * width;
-    const int64_t itself = past + place;
-    for (int64_t map = 0; map < maps; ++map) {
-      const float left = left_.const_data_ptr<float>()[map * rows + block * size + place];
-      const float* kind = relation_.const_data_ptr<float>() + map * 3;
-      const float earlier = left + kind[0], same = left + kind[1], later = left + kind[2];
-      const float* right = right_.const_data_ptr<float>() + map * right_.size(1) + block * size;
-      float* score = maps_MK + map * width;
-#pragma omp simd
-      for (int64_t k = 0; k < width; ++k) {
-        const float raw = right[k] + (k < itself ? earlier : k > itself ? later : same);
-        score[k] = there[k] ? (raw > 0 ? raw : raw * slope_) : NOTHING;
-      }
-      if (slopes_MK) {
-        float* slope = slopes_MK + map * width;
-#pragma omp simd
-        for (int64_t k = 0; k < width; ++k) slope[k] = score[k] > 0 ? 1.f : slope_;
-      }
+  const int64_t rows, maps, heads, blocks, size, width, past, columns;
+  const float slope;
+  const Tensor connected, left, right, relation, coefficients;
+};
+
+// The maps of one receiving row after the other.
+class BandRow {
+ public:
+  explicit BandRow(const Band& band)
+      : band_(band), maps_(band.maps * band.width), slopes_(band.maps * band.width), absent_(band.width), shift_(band.width) {}
+
+  const float* map(int64_t map) const { return maps_.data() + map * band_.width; }
+  const float* slopes(int64_t map) const { return slopes_.data() + map * band_.width; }  // of LeakyReLU
+
+  void compute(int64_t row) {
+    const int64_t width = band_.width, block = row / band_.size, itself = band_.past + row % band_.size;
+    const bool* there = band_.connected.const_data_ptr<bool>() + row * width;
+    for (int64_t k = 0; k < width; ++k) absent_[k] = there[k] ? 0.f : NOTHING;
+    const Lanes slope(band_.slope);
+    for (int64_t map = 0; map < band_.maps; ++map) {
+      const float left = band_.left.const_data_ptr<float>()[map * band_.rows + row];
+      const float* kind = band_.relation.const_data_ptr<float>() + map * 3;
+      std::fill_n(shift_.data(), itself, left + kind[0]);
+      shift_[itself] = left + kind[1];
+      std::fill_n(shift_.data() + itself + 1, width - itself - 1, left + kind[2]);
+      const float* right = band_.right.const_data_ptr<float>() + map * band_.columns + block * band_.size;
+      float *score = maps_.data() + map * width, *slope_of = slopes_.data() + map * width;
+      pieces(width, [&](int64_t k, int64_t count) {
+        const Lanes raw = load(right + k, count) + load(shift_.data() + k, count);
+        store(slope_of + k, Lanes::blendv(slope, Lanes(1.f), raw > Lanes(0.f)), count);
+        store(score + k, at::vec::maximum(raw, raw * slope) + load(absent_.data() + k, count), count);
+      });
       softmax(score, width);
     }
   }
 
-  const int64_t rows, maps, heads, blocks, size, width, past;
-
-  int64_t stretch() const { return (width + 3) / 4 * 4; }  // of the stream of random bytes, for one row of a head
-
  private:
-  const float slope_;
-  const Tensor connected_, left_, right_, relation_, coefficients_;
+  const Band& band_;
+  std::vector<float> maps_, slopes_, absent_, shift_;
 };
 
 // dropout(P) or dropout(P_1 − λ P_2): (G, S, H, K), 0 where there is no edge.
@@ -145,23 +152,18 @@ inline Tensor attention_band(
   Tensor out = at::empty({band.blocks, band.size, band.heads, band.width}, ends.options());
   float* to = out.mutable_data_ptr<float>();
   in_parts(band.blocks * band.size, [&](int64_t, int64_t begin, int64_t end) {
-    std::vector<float> maps(band.maps * band.width);
+    BandRow maps(band);
     for (int64_t row = begin; row < end; ++row) {
       float* heads = to + row * band.heads * band.width;
       if (row >= band.rows) {
         std::fill_n(heads, band.heads * band.width, 0.f);
         continue;
       }
-      band.row(row / band.size, row % band.size, maps.data(), nullptr);
+      maps.compute(row);
       for (int64_t head = 0; head < band.heads; ++head) {
         float* attention = heads + head * band.width;
-        if (band.difference()) {
-          const float *first = maps.data() + 2 * head * band.width, *second = first + band.width;
-          const float coefficient = band.coefficient(head);
-          for (int64_t k = 0; k < band.width; ++k) attention[k] = first[k] - coefficient * second[k];
-        } else {
-          std::copy_n(maps.data() + head * band.width, band.width, attention);
-        }
+        std::copy_n(maps.map(band.difference() ? 2 * head : head), band.width, attention);
+        if (band.difference()) add(attention, -band.coefficient(head), maps.map(2 * head + 1), band.width);
         if (mask.any()) mask.apply(attention, attention, (row * band.heads + head) * band.stretch(), band.width);
       }
     }
@@ -179,23 +181,20 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
   const Tensor of_attention = of_attention_.contiguous();
   const float* incoming = of_attention.const_data_ptr<float>();
   const int64_t threads = at::get_num_threads(), width = band.width;
-  const int64_t columns = band.blocks * band.size + width - band.size;
   Tensor of_left = at::empty({band.maps, band.rows}, ends.options());
-  Tensor of_right = at::zeros({threads, band.maps, columns}, ends.options());  // windows of threads overlap
+  Tensor of_right = at::zeros({threads, band.maps, band.columns}, ends.options());  // windows of threads overlap
   Tensor of_relation = at::zeros({threads, band.maps, 3}, ends.options());
   Tensor of_coefficients = at::zeros({threads, band.heads}, ends.options());
-  float* left = of_left.mutable_data_ptr<float>();
-  float* rights = of_right.mutable_data_ptr<float>();
-  float* relations = of_relation.mutable_data_ptr<float>();
-  float* factors = of_coefficients.mutable_data_ptr<float>();
+  float *left = of_left.mutable_data_ptr<float>(), *rights = of_right.mutable_data_ptr<float>();
+  float *relations = of_relation.mutable_data_ptr<float>(), *factors = of_coefficients.mutable_data_ptr<float>();
   in_parts(band.rows, [&](int64_t part, int64_t begin, int64_t end) {
-    std::vector<float> maps(band.maps * width), slopes(band.maps * width), of_head(width), of_score(width);
+    BandRow maps(band);
+    std::vector<float> of_head(width), of_score(width);
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t block = row / band.size, place = row % band.size, itself = band.past + place;
-      band.row(block, place, maps.data(), slopes.data());
+      maps.compute(row);
+      const int64_t itself = band.past + row % band.size;
       for (int64_t map = 0; map < band.maps; ++map) {
         const int64_t head = band.difference() ? map / 2 : map;
-        const float* p = maps.data() + map * width;
         float factor = 1;
         if (!band.difference() || map % 2 == 0) {
           const int64_t at = row * band.heads + head;
@@ -203,15 +202,15 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
           if (mask.any()) mask.apply(of_head.data(), of_head.data(), at * band.stretch(), width);
         } else {
           factor = -band.coefficient(head);
-          factors[part * band.heads + head] -= dot(of_head.data(), p, width);
+          factors[part * band.heads + head] -= dot(of_head.data(), maps.map(map), width);
         }
-        softmax_backward(p, of_head.data(), factor, of_score.data(), width);
-        const float* slope_row = slopes.data() + map * width;
-        float* right = rights + (part * band.maps + map) * columns + block * band.size;
-        for (int64_t k = 0; k < width; ++k) {
-          of_score[k] *= slope_row[k];
-          right[k] += of_score[k];
-        }
+        softmax_backward(maps.map(map), of_head.data(), factor, of_score.data(), width);
+        float* right = rights + (part * band.maps + map) * band.columns + row / band.size * band.size;
+        pieces(width, [&](int64_t k, int64_t count) {
+          const Lanes score = load(of_score.data() + k, count) * load(maps.slopes(map) + k, count);
+          store(of_score.data() + k, score, count);
+          store(right + k, load(right + k, count) + score, count);
+        });
         const float earlier = sum(of_score.data(), itself), same = of_score[itself];
         const float later = sum(of_score.data() + itself + 1, width - itself - 1);
         left[map * band.rows + row] = earlier + same + later;
@@ -222,7 +221,7 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
       }
     }
   });
-  Tensor right = of_right.sum(0).slice(1, band.past, band.past + band.rows);
+  const Tensor right = of_right.sum(0).slice(1, band.past, band.past + band.rows);
   return {at::stack({of_left.t(), right.t()}, 2), of_relation.sum(0), of_coefficients.sum(0)};
 }
 

@@ -1,9 +1,9 @@
-// GELU(w · (x − mean)/sd + b) of rows, one pass forward and two backward.
+// dropout(GELU(w · (x − mean)/sd + b)) of rows.
 #pragma once
 
 #include <tuple>
 
-#include "rows.h"
+#include "dropout.h"
 
 namespace merc {
 
@@ -23,9 +23,10 @@ inline Lanes slope_of_gelu(const Lanes& x) {
 
 // (N, H, D), (H, D), (H, D) → (N, H, D) and, for the backward pass, (N, H, 2) mean and 1/sd.
 inline std::tuple<Tensor, Tensor> head_norm_gelu(
-    const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double epsilon) {
+    const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double epsilon, int64_t seed, int64_t dropped) {
   const Tensor x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
-  const int64_t heads = x.size(1), dim = x.size(2);
+  const int64_t heads = x.size(1), dim = x.size(2), stretch = (dim + 3) / 4 * 4;
+  const Mask mask(seed, dropped);
   Tensor y = at::empty_like(x), moments = at::empty({x.size(0), heads, 2}, weight.options());
   float* moment = moments.mutable_data_ptr<float>();
   const float *w = weight.const_data_ptr<float>(), *b = bias.const_data_ptr<float>();
@@ -37,16 +38,10 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
       for (int64_t row = begin; row < end; ++row) {
         const float* in = single(from + row * dim, scratch.data(), dim);
         const float mean = sum(in, dim) / static_cast<float>(dim);
-        float squares = 0;
-        {
-          Lanes total(0.f);
-          pieces(dim, [&](int64_t i, int64_t count) {
-            Lanes away = load(in + i, count) - Lanes(mean);
-            if (count < LANES) away = Lanes::set(Lanes(0.f), away, count);
-            total = at::vec::fmadd(away, away, total);
-          });
-          squares = sum(total);
-        }
+        const float squares = total(dim, [&](int64_t i, int64_t count) {
+          const Lanes away = load(in + i, count) - Lanes(mean);
+          return count == LANES ? away * away : Lanes::set(Lanes(0.f), away * away, count);
+        });
         const float scale = 1.f / std::sqrt(squares / static_cast<float>(dim) + static_cast<float>(epsilon));
         moment[2 * row] = mean;
         moment[2 * row + 1] = scale;
@@ -56,6 +51,7 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
           const Lanes normed = (load(in + i, count) - Lanes(mean)) * Lanes(scale);
           store(out + i, gelu(at::vec::fmadd(normed, load(w_row + i, count), load(b_row + i, count))), count);
         });
+        if (mask.any()) mask.apply(out, out, row * stretch, dim);
         keep(to + row * dim, out, dim);
       }
     });
@@ -65,9 +61,11 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
 
 // Gradients of x, weight and bias.
 inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
-    const Tensor& of_y_, const Tensor& x_, const Tensor& moments, const Tensor& weight_, const Tensor& bias_) {
+    const Tensor& of_y_, const Tensor& x_, const Tensor& moments, const Tensor& weight_, const Tensor& bias_,
+    int64_t seed, int64_t dropped) {
   const Tensor of_y = of_y_.contiguous(), x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
-  const int64_t heads = x.size(1), dim = x.size(2);
+  const int64_t heads = x.size(1), dim = x.size(2), stretch = (dim + 3) / 4 * 4;
+  const Mask mask(seed, dropped);
   Tensor of_x = at::empty_like(x);
   Tensor sums = at::zeros({at::get_num_threads(), 2, heads, dim}, weight.options());
   const float* moment = moments.const_data_ptr<float>();
@@ -77,11 +75,15 @@ inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
     const T *incoming = of_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>();
     T* to = of_x.mutable_data_ptr<T>();
     in_parts(x.size(0) * heads, [&](int64_t part, int64_t begin, int64_t end) {
-      std::vector<float> scratch(dim), scratch_of_y(dim), result(dim), normed_row(dim);
+      std::vector<float> scratch(dim), scratch_of_y(dim), result(dim), normed_row(dim), kept(dim);
       for (int64_t row = begin; row < end; ++row) {
         const int64_t head = row % heads;
         const float* in = single(from + row * dim, scratch.data(), dim);
         const float* of_out = single(incoming + row * dim, scratch_of_y.data(), dim);
+        if (mask.any()) {
+          mask.apply(of_out, kept.data(), row * stretch, dim);
+          of_out = kept.data();
+        }
         const Lanes mean(moment[2 * row]), scale(moment[2 * row + 1]);
         const float *w_row = w + head * dim, *b_row = b + head * dim;
         float *of_w = all_sums + (2 * part * heads + head) * dim, *of_b = of_w + heads * dim;

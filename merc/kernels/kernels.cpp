@@ -14,9 +14,10 @@
 
 TORCH_LIBRARY(merc, library) {
   library.def("dropout(Tensor x, int seed, int dropped) -> Tensor");
-  library.def("head_norm_gelu(Tensor x, Tensor weight, Tensor bias, float epsilon) -> (Tensor, Tensor)");
   library.def(
-      "head_norm_gelu_backward(Tensor of_y, Tensor x, Tensor moments, Tensor weight, Tensor bias)"
+      "head_norm_gelu(Tensor x, Tensor weight, Tensor bias, float epsilon, int seed, int dropped) -> (Tensor, Tensor)");
+  library.def(
+      "head_norm_gelu_backward(Tensor of_y, Tensor x, Tensor moments, Tensor weight, Tensor bias, int seed, int dropped)"
       " -> (Tensor, Tensor, Tensor)");
   library.def("ends(Tensor z, Tensor vectors) -> Tensor");
   library.def("ends_backward(Tensor of_ends, Tensor(a!) of_z, Tensor z, Tensor vectors) -> Tensor");

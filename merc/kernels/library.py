@@ -7,6 +7,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ CHOICE = "MERC_KERNELS"
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """Why there are no operators; nothing depends on them but speed."""
 
 
@@ -34,7 +35,7 @@ def loaded() -> bool:
         return False
     try:
         torch.ops.load_library(str(library()))
-    except (Unavailable, OSError) as error:
+    except (UnavailableError, OSError) as error:
         logger.warning("merc computes without its own operators, which takes longer: %s", error)
         return False
     return True
@@ -44,7 +45,7 @@ def library() -> Path:
     """The compiled operators of this version, for this processor and this PyTorch.
 
     Raises:
-        Unavailable: no compiler, it failed, or there is no place for the file.
+        UnavailableError: no compiler, it failed, or there is no place for the file.
     """
     compiler = _compiler()
     command = [*compiler, *FLAGS, *_of_processor(), *_of_torch()]
@@ -59,12 +60,13 @@ def _compiler() -> list[str]:
     for candidate in [chosen] if chosen else [["g++"], ["c++"], ["clang++"]]:
         if shutil.which(candidate[0]):
             return candidate
-    raise Unavailable("there is no C++ compiler; install g++, or name one by the environment variable CXX.")
+    raise UnavailableError("there is no C++ compiler; install g++, or name one by the environment variable CXX.")
 
 
 def _of_processor() -> list[str]:
     capability = torch.backends.cpu.get_cpu_capability()
-    return ["-march=native", f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
+    width = ["-mprefer-vector-width=512"] if capability == "AVX512" else []
+    return ["-march=native", *width, f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
 
 
 def _of_torch() -> list[str]:
@@ -83,7 +85,7 @@ def _folder() -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise Unavailable(f"{folder} cannot be made ({error.strerror}); set XDG_CACHE_HOME.") from error
+        raise UnavailableError(f"{folder} cannot be made ({error.strerror}); set XDG_CACHE_HOME.") from error
     return folder
 
 
@@ -106,7 +108,7 @@ def _processor() -> list[str]:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    logger.info("Compiling merc's operators for this processor, once; it takes some twenty seconds.")
+    print("Compiling merc's operators for this processor, once; it takes some twenty seconds.", file=sys.stderr)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
@@ -118,10 +120,10 @@ def _compile(command: list[str], path: Path) -> None:
                 check=False,
             )
             if result.returncode:
-                raise Unavailable(f"{command[0]} failed:\n{_tail(result.stderr)}")
+                raise UnavailableError(f"{command[0]} failed:\n{_tail(result.stderr)}")
             made.replace(path)  # whole or absent, also beside another process that does the same
     except OSError as error:
-        raise Unavailable(f"{path} cannot be written: {error}") from error
+        raise UnavailableError(f"{path} cannot be written: {error}") from error
 
 
 def _tail(text: str, lines: int = 10) -> str:

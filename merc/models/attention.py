@@ -1,8 +1,9 @@
 """Attention among the utterances of each dialogue, on packed rows.
 
-It goes through the batch in tiles of several dialogues (:attr:`ConversationBatch.tiles`), a long one in
-pieces of :data:`PIECE` receiving utterances. No map is kept: the backward pass computes them again, so that memory
-grows with the rows of a batch, not with the square of a dialogue's length.
+Where there are no operators for it (:mod:`merc.kernels`), it goes through the batch in tiles of several dialogues
+(:attr:`ConversationBatch.tiles`). Either way a long dialogue is treated in pieces of :data:`PIECE` receiving
+utterances, and no map is kept: the backward pass computes them again, so that memory grows with the rows of a batch,
+not with the square of a dialogue's length.
 """
 
 from collections.abc import Iterable, Sequence
@@ -51,25 +52,34 @@ def attend(
     Returns:
         (N, H, V).
     """
-    query_NMQ, key_NMQ, value_NHV = lower_precision(query_NMQ, key_NMQ, value_NHV)
-    if native(query_NMQ, key_NMQ, value_NHV):
+    query_NMQ, key_NMQ, value_NHV = rows = lower_precision(query_NMQ, key_NMQ, value_NHV)
+    if native(*rows):
+        visible_N = None if to_padding else batch.present
         reach = _reach(batch, batch.longest, window)
-        starts = (0, *accumulate(batch.lengths))
-        visible = None if to_padding else batch.present
-        return cast(
-            Tensor,
-            _NativeAttend.apply(query_NMQ, key_NMQ, value_NHV, starts, visible, reach, difference, dropout),  # type: ignore[no-untyped-call]
-        )
+        return cast(Tensor, _NativeAttend.apply(*rows, batch.lengths, visible_N, reach, dropout, difference))  # type: ignore[no-untyped-call]
     if plain_form():
-        every = (0, batch.longest)
-        visible_BL = batch.occupied if to_padding else batch.mask
-        absent_B1LL = _absent(visible_BL, every, every, _reach(batch, batch.longest, window))
-        query, key, value = (batch.pad(x_NHD).transpose(1, 2) for x_NHD in (query_NMQ, key_NMQ, value_NHV))
-        attention = _heads(_maps(query, key, absent_B1LL), difference)
-        attention = F.dropout(attention, dropout) if dropout else attention
-        return batch.unpad((attention.to(value.dtype) @ value).transpose(1, 2))
+        return _attend_padded(query_NMQ, key_NMQ, value_NHV, batch, dropout, difference, to_padding, window)
     tiles = _tiles(batch, to_padding, window)
-    return cast(Tensor, _Attend.apply(query_NMQ, key_NMQ, value_NHV, tiles, dropout, difference))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _TiledAttend.apply(*rows, tiles, dropout, difference))  # type: ignore[no-untyped-call]
+
+
+def _attend_padded(
+    query_NMQ: Tensor,
+    key_NMQ: Tensor,
+    value_NHV: Tensor,
+    batch: ConversationBatch,
+    dropout: float,
+    difference: bool,
+    to_padding: bool,
+    window: int | None,
+) -> Tensor:
+    every = (0, batch.longest)
+    visible_BL = batch.occupied if to_padding else batch.mask
+    absent_B1LL = _absent(visible_BL, every, every, _reach(batch, batch.longest, window))
+    query, key, value = (batch.pad(x_NHD).transpose(1, 2) for x_NHD in (query_NMQ, key_NMQ, value_NHV))
+    attention = _heads(_maps(query, key, absent_B1LL), difference)
+    attention = F.dropout(attention, dropout) if dropout else attention
+    return batch.unpad((attention.to(value.dtype) @ value).transpose(1, 2))
 
 
 def attention_weights(
@@ -181,12 +191,13 @@ class _NativeAttend(Function):
         query_NMQ: Tensor,
         key_NMQ: Tensor,
         value_NHV: Tensor,
-        starts: tuple[int, ...],
+        lengths: Sequence[int],
         visible_N: Tensor | None,
         reach: tuple[int, int],
-        difference: bool,
         dropout: float,
+        difference: bool,
     ) -> Tensor:
+        starts = (0, *accumulate(lengths))
         ctx.rest = (starts, visible_N, *reach, difference, seed(), dropped_levels(dropout))
         ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
         return torch.ops.merc.attend(query_NMQ, key_NMQ, value_NHV, *ctx.rest)
@@ -198,7 +209,7 @@ class _NativeAttend(Function):
         return *gradients, None, None, None, None, None
 
 
-class _Attend(Function):
+class _TiledAttend(Function):
     @staticmethod
     def forward(
         ctx: Any,

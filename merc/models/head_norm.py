@@ -1,4 +1,4 @@
-"""Layer norm and GELU of wide rows as one operation that keeps little."""
+"""Layer norm, GELU and dropout of wide rows as one operation that keeps little."""
 
 from typing import Any, cast
 
@@ -8,27 +8,37 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from merc.kernels import native
+from merc.kernels import native, seed
+from merc.models.dropout import dropped_levels
 
 EPSILON = 1e-5
 
 
-def head_norm_gelu(x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor) -> Tensor:
-    """GELU(w_h · (x − mean)/sd + b_h) over the last dimension, weight and bias of each head: (N, H, D) → (N, H, D)."""
+def head_norm_gelu(x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor, dropout: float = 0.0) -> Tensor:
+    """Dropout of GELU(w_h · (x − mean)/sd + b_h), over the last dimension: (N, H, D) → (N, H, D).
+
+    Args:
+        x_NHD: rows of H heads.
+        weight_HD: w of each head.
+        bias_HD: b of each head.
+        dropout: probability with which an entry is dropped.
+    """
     if native(x_NHD):
-        return cast(Tensor, _HeadNormGelu.apply(x_NHD, weight_HD, bias_HD))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _HeadNormGelu.apply(x_NHD, weight_HD, bias_HD, dropout))  # type: ignore[no-untyped-call]
     normed_NHD = F.layer_norm(x_NHD, x_NHD.shape[-1:], eps=EPSILON)
-    return F.gelu(torch.addcmul(bias_HD.to(normed_NHD.dtype), normed_NHD, weight_HD.to(normed_NHD.dtype)))
+    out_NHD = F.gelu(torch.addcmul(bias_HD.to(normed_NHD.dtype), normed_NHD, weight_HD.to(normed_NHD.dtype)))
+    return F.dropout(out_NHD, dropout) if dropout else out_NHD
 
 
 class _HeadNormGelu(Function):
     @staticmethod
-    def forward(ctx: Any, x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor) -> Tensor:
-        out_NHD, moments_NH2 = torch.ops.merc.head_norm_gelu(x_NHD, weight_HD, bias_HD, EPSILON)
+    def forward(ctx: Any, x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor, dropout: float) -> Tensor:
+        ctx.drops = (seed(), dropped_levels(dropout))
+        out_NHD, moments_NH2 = torch.ops.merc.head_norm_gelu(x_NHD, weight_HD, bias_HD, EPSILON, *ctx.drops)
         ctx.save_for_backward(x_NHD, moments_NH2, weight_HD, bias_HD)
         return out_NHD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_NHD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.merc.head_norm_gelu_backward(gradient_NHD, *ctx.saved_tensors)
+    def backward(ctx: Any, gradient_NHD: Tensor) -> tuple[Tensor | None, ...]:
+        return *torch.ops.merc.head_norm_gelu_backward(gradient_NHD, *ctx.saved_tensors, *ctx.drops), None

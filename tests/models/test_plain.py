@@ -1,7 +1,4 @@
-"""The plain form of each operation, used under transforms of torch.func, against the one that is used elsewhere.
-
-In single precision that is an operator of merc's own, where there is a compiler.
-"""
+"""The plain form of each operation, used under transforms of torch.func, against the one without a transform."""
 
 from collections.abc import Callable
 
@@ -29,7 +26,7 @@ def numbers(*shape: int) -> Tensor:
 
 
 def assert_forms_agree(function: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Values and gradients of both forms, for two of each input."""
+    """Values and gradients of both, for two of each input."""
     plain = vmap(function)(*inputs)
     fast = torch.stack([function(*own) for own in zip(*inputs, strict=True)])
     torch.testing.assert_close(plain, fast)

@@ -231,6 +231,7 @@ def test_ten_seeds_ask_for_fewer_operators_than_three_alone(
     make_members: Members, make_batch: Make, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
     monkeypatch.setattr("tests.models.test_counts._blocking_upload", lambda *_: False)  # knows single runs alone
+    monkeypatch.setattr("merc.kernels.loaded", lambda: False)  # as on a GPU
     members = make_members(10, *choice.split(), "hyperparameters.warmup_epochs=0")
     stacked, batch = stack(members), make_batch((9, 5, 12, 3))
     for module in (*stacked.seeds, members[0]):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from merc.errors import MercError
+from merc.models.dropout import dropout
 from merc.models.graphs.neighbourhood import RelationGraph
 from merc.models.graphs.relational import GraphAttention, GraphBlock, HeadNorm, RelationalScores
 
@@ -43,10 +44,12 @@ class DifferentialAttention(GraphAttention):
         positive, negative = (self.lambda_left * self.lambda_right).sum(-1).exp().unbind(-1)
         return positive - negative + self.lambda_init
 
-    def forward(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
-        """(N, in_dim) → (N, H, D)."""
+    def forward(self, x_NI: Tensor, graph: RelationGraph, rate: float = 0.0) -> Tensor:
+        """(N, in_dim) → (N, H, D), with dropout at the rate given."""
         out_NHD = self.aggregate(x_NI, graph)
-        return out_NHD if self.norm is None else self.norm(out_NHD, scale=1 - self.lambda_init)
+        if self.norm is None:
+            return dropout(out_NHD, rate) if rate else out_NHD
+        return self.norm(out_NHD, 1 - self.lambda_init, rate)
 
 
 class DiffRGCN(GraphBlock):

@@ -127,16 +127,16 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(heads, dim))
         self.bias = nn.Parameter(torch.zeros(heads, dim))
 
-    def forward(self, x_NHD: Tensor, scale: float = 1.0) -> Tensor:
-        """GELU(scale · norm): (N, H, D) → (N, H, D)."""
-        return head_norm_gelu(x_NHD, scale * self.weight, scale * self.bias)
+    def forward(self, x_NHD: Tensor, scale: float = 1.0, dropout: float = 0.0) -> Tensor:
+        """Dropout of GELU(scale · norm): (N, H, D) → (N, H, D)."""
+        return head_norm_gelu(x_NHD, scale * self.weight, scale * self.bias, dropout)
 
 
 class GraphBlock(nn.Module):
     """Attention heads, an output layer, a linear map, a residual and a layer norm (AMB-DSGDN Sec. 4.5).
 
     Args:
-        heads: layer called with (N, D) rows and a graph, returning (N, H, D).
+        heads: layer called with (N, D) rows, a graph and the dropout of what it returns, (N, H, D).
         output: layer called with (N, H·D) rows and a graph, returning (N, 1, D).
         hidden_dim: D.
         dropout: of the input and between the two layers.
@@ -161,7 +161,7 @@ class GraphBlock(nn.Module):
 
     def forward(self, x_ND: Tensor, graph: RelationGraph) -> Tensor:
         """(N, D) → (N, D)."""
-        heads_NHD = self.heads(self.dropout(x_ND), graph)
-        output_ND = self.output(self.dropout(heads_NHD.flatten(1)), graph).squeeze(1)
+        heads_NHD = self.heads(self.dropout(x_ND), graph, self.dropout.rate)
+        output_ND = self.output(heads_NHD.flatten(1), graph).squeeze(1)
         out_ND: Tensor = self.norm(self.linear(self.activation(output_ND)) + x_ND)
         return out_ND

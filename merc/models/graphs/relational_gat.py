@@ -22,9 +22,9 @@ class RelationalAttention(GraphAttention):
         super().__init__(in_dim, out_dim, heads, scores, dropout)
         self.norm = HeadNorm(heads, out_dim)
 
-    def forward(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
-        """(N, in_dim) → (N, H, D)."""
-        return self.norm(self.aggregate(x_NI, graph))
+    def forward(self, x_NI: Tensor, graph: RelationGraph, rate: float = 0.0) -> Tensor:
+        """(N, in_dim) → (N, H, D), with dropout at the rate given."""
+        return self.norm(self.aggregate(x_NI, graph), dropout=rate)
 
 
 class RelationalGAT(GraphBlock):

@@ -1,0 +1,286 @@
+"""The operators in C++ against the same functions of double-precision numbers, which PyTorch's operators compute."""
+
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from merc.data.conversation import ConversationBatch
+from merc.kernels import native
+from merc.kernels.library import loaded
+from merc.models.attention import attend
+from merc.models.dropout import Masks, RandomBytes, apply_mask, dropout, keep_scale
+from merc.models.graphs.banded import attention_band, ends, mix, receive_mapped
+from merc.models.graphs.neighbourhood import Neighbourhood, Relation, relation_graphs
+from merc.models.head_norm import head_norm_gelu
+
+pytestmark = pytest.mark.skipif(not loaded(), reason="there is no C++ compiler")
+
+HEADS = 2
+SPEAKERS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=4)
+
+
+def doubles(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def assert_close(ours: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(ours.double(), expected.double(), atol=2e-5, rtol=2e-4)
+
+
+def assert_agree(function: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Values and gradients in single precision, by the operators, and in double precision."""
+    singles = [x.detach().float().requires_grad_() for x in inputs]
+    assert native(*singles)
+    assert not native(*inputs)
+    ours, expected = function(*singles), function(*inputs)
+    assert ours.dtype == torch.float32
+    assert_close(ours, expected)
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad((ours * weights.float()).sum(), singles)
+    for gradient, other in zip(gradients, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
+        assert_close(gradient, other)
+
+
+def batch_of(speakers: list[list[int]], padded: bool = False, causal: bool = False) -> ConversationBatch:
+    flat = torch.tensor([speaker for dialogue in speakers for speaker in dialogue])
+    lengths = tuple(len(dialogue) for dialogue in speakers)
+    batch = ConversationBatch({}, speakers=flat, labels=torch.zeros_like(flat), lengths=lengths, causal=causal)
+    return batch.with_padding(speaker=3) if padded else batch
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("dim", [2, 5, 16, 35, 70])
+def test_norm_and_gelu(threads: int, rows: int, dim: int) -> None:
+    torch.manual_seed(0)
+    assert_agree(head_norm_gelu, 3 * doubles(rows, 3, dim).detach().requires_grad_(), doubles(3, dim), doubles(3, dim))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("maps", [HEADS, 2 * HEADS])
+def test_ends_of_scores(threads: int, maps: int, transposed: bool) -> None:
+    torch.manual_seed(0)
+
+    def both(rows: Tensor, vectors_M2C: Tensor) -> Tensor:
+        ends_LM2, rows_LHD = ends(rows.transpose(0, 1) if transposed else 1 * rows, vectors_M2C)
+        return torch.cat([ends_LM2.flatten(1), (2 * rows_LHD).flatten(1)], dim=1)
+
+    assert_agree(
+        both, doubles(*((HEADS, 9, 44) if transposed else (9, HEADS, 44))), doubles(maps, 2, 44 * HEADS // maps)
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    speakers=SPEAKERS,
+    window=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    relational=st.booleans(),
+    difference=st.booleans(),
+    padded=st.booleans(),
+    self_loops=st.booleans(),
+)
+def test_attention_of_a_band(
+    speakers: list[list[int]],
+    window: tuple[int, int],
+    relational: bool,
+    difference: bool,
+    padded: bool,
+    self_loops: bool,
+) -> None:
+    torch.manual_seed(0)
+    graph = relation_graphs(batch_of(speakers, padded), *window, self_loops)["inter_speaker"]
+    maps = HEADS * (2 if difference else 1)
+    others = [doubles(maps, len(Relation))] * relational + [doubles(HEADS)] * difference
+
+    def band(ends_NM2: Tensor, *others: Tensor) -> Tensor:
+        relation_MR, coefficients_H = others[0] if relational else None, others[-1] if difference else None
+        attention = attention_band(ends_NM2, relation_MR, coefficients_H, graph, dropout=0.0)
+        return attention * graph.connected[:, :, None]
+
+    assert_agree(band, doubles(graph.neighbourhood.rows, maps, 2), *others)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    window=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    heads=st.integers(1, 3),
+    dim=st.integers(1, 40),
+)
+def test_sums_over_a_band(lengths: list[int], window: tuple[int, int], heads: int, dim: int) -> None:
+    torch.manual_seed(0)
+    graph = relation_graphs(batch_of([[0] * length for length in lengths]), *window)["intra_speaker"]
+    hood = graph.neighbourhood
+    attention = doubles(hood.count, hood.size, heads, hood.width)
+    assert_agree(lambda a, v: mix(a * graph.connected[:, :, None], v, hood), attention, doubles(hood.rows, dim))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_sums_through_the_map_of_each_head(threads: int, padded: bool) -> None:
+    torch.manual_seed(0)
+    graph = relation_graphs(batch_of([[0, 1, 0, 0, 2], [1], [0, 0, 1] * 4], padded), past=2, future=3)["inter_speaker"]
+    hood = graph.neighbourhood
+    inputs = doubles(hood.count, hood.size, HEADS, hood.width), doubles(hood.rows, 6), doubles(HEADS, 6, 4)
+    assert_agree(lambda a, v, w: receive_mapped(a * graph.connected[:, :, None], v, w, graph), *inputs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 24) | st.integers(60, 140), min_size=1, max_size=4),
+    window=st.none() | st.integers(0, 30),
+    difference=st.booleans(),
+    causal=st.booleans(),
+    padding=st.sampled_from(["none", "seen", "unseen"]),
+    strided=st.booleans(),
+)
+def test_attention_among_utterances(
+    lengths: list[int], window: int | None, difference: bool, causal: bool, padding: str, strided: bool
+) -> None:
+    torch.manual_seed(0)
+    batch = batch_of([[0] * length for length in lengths], padding != "none", causal)
+    maps = HEADS * (2 if difference else 1)
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if strided:  # as parts of wider rows are
+            query, key = torch.cat([query, key], dim=1).split(maps, dim=1)
+        to_padding = padding == "seen"
+        out = attend(query, key, value, batch, 0.0, difference=difference, to_padding=to_padding, window=window)
+        # Where a row of padding sees nothing at all, nobody asks what it receives.
+        return out if padding != "unseen" else out * batch.present[:, None, None]
+
+    assert_agree(attention, *(doubles(batch.rows, count, 5) for count in (maps, maps, HEADS)))
+
+
+def test_dropout_has_the_masks_that_its_hash_says() -> None:
+    """Of bytes that are uniform and unrelated by the tests of the same hash in Python."""
+    for numbers in (1, 1023, 70_001):
+        x = torch.randn(numbers)
+        masks = Masks(0.3, RandomBytes((-123456789, 987654321), x.device))
+        seed = (-123456789 & 0xFFFFFFFF) | (987654321 << 32)
+        ours = torch.ops.merc.dropout(x, seed, round(0.3 * 256))
+        torch.testing.assert_close(ours, apply_mask(x, masks.take(x.shape), keep_scale(0.3)))
+
+
+@pytest.mark.parametrize("threads_then", [1, 2, 5])
+def test_masks_do_not_depend_on_the_number_of_threads(threads_then: int) -> None:
+    x, before = torch.randn(300, 700), torch.get_num_threads()
+    expected = torch.ops.merc.dropout(x, 7, 100)
+    try:
+        torch.set_num_threads(threads_then)
+        assert torch.equal(torch.ops.merc.dropout(x, 7, 100), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def functions_with_dropout() -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
+    torch.manual_seed(0)
+    batch = batch_of([[0, 1] * 40, [0], [0, 1, 2] * 5])
+    graph = relation_graphs(batch, 5, 4)["intra_speaker"]
+    rows, units = batch.rows, torch.eye(batch.rows)[:, None].expand(-1, HEADS, -1)
+    maps = [torch.randn(rows, 2 * HEADS, 5) for _ in range(2)]
+    return {
+        "rows": (lambda p, x: dropout(x, p), [torch.randn(rows, 35)]),
+        "norm": (
+            lambda p, x: head_norm_gelu(x, torch.ones(HEADS, 35), torch.ones(HEADS, 35), p),
+            [torch.randn(rows, HEADS, 35)],
+        ),
+        "band": (
+            lambda p, e: attention_band(e, None, torch.full((HEADS,), 0.5), graph, p),
+            [torch.randn(rows, 2 * HEADS, 2)],
+        ),
+        "utterances": (lambda p, q, k: attend(q, k, units, batch, p, difference=True), maps),
+    }
+
+
+@pytest.mark.parametrize("name", ["rows", "norm", "band", "utterances"])
+def test_dropout_inside_an_operator_drops_single_entries_of_value_and_gradient(name: str) -> None:
+    function, inputs = functions_with_dropout()[name]
+    inputs = [x.requires_grad_() for x in inputs]
+    whole = function(0.0, *inputs)
+    torch.manual_seed(1)
+    dropped = function(0.25, *inputs)
+    mask = torch.where(whole == 0, 1, dropped.detach() / whole.detach())
+    assert ((mask.abs() < 1e-6) | ((mask - 1 / 0.75).abs() < 1e-3) | (whole.abs() < 1e-6)).all()
+    share = (mask[whole.abs() > 1e-6] == 0).float().mean()
+    assert share == pytest.approx(0.25, abs=0.02)
+    mask = (mask > 0.5).float() / 0.75
+    weights = torch.randn_like(whole)
+    gradients = torch.autograd.grad((dropped * weights).sum(), inputs)
+    for gradient, other in zip(gradients, torch.autograd.grad((whole * mask * weights).sum(), inputs), strict=True):
+        assert_close(gradient, other)
+    torch.manual_seed(1)
+    assert torch.equal(function(0.25, *inputs), dropped)
+    assert not torch.equal(function(0.25, *inputs), dropped)
+
+
+@pytest.mark.parametrize("name", ["rows", "norm"])
+def test_everything_may_be_dropped(name: str) -> None:
+    function, inputs = functions_with_dropout()[name]
+    assert not function(1.0, *inputs).any()
+
+
+def test_nan_is_not_hidden() -> None:
+    batch = batch_of([[0, 1, 0, 1]])
+    graph = relation_graphs(batch, 1, 1)["inter_speaker"]
+    nan = torch.full((4, HEADS, 2), float("nan"))
+    assert (
+        attention_band(nan, None, None, graph, 0.0)[graph.connected[:, :, None].expand(-1, -1, HEADS, -1)].isnan().all()
+    )
+    assert attend(nan, nan, nan, batch, 0.0).isnan().all()
+    assert head_norm_gelu(nan, torch.ones(HEADS, 2), torch.ones(HEADS, 2)).isnan().all()
+    assert dropout(nan, 0.5).isnan().all()
+
+
+def test_bfloat16_is_close() -> None:
+    torch.manual_seed(0)
+    batch = batch_of([[0, 1] * 40, [0]])
+    graph = relation_graphs(batch, 5, 5)["inter_speaker"]
+    hood: Neighbourhood = graph.neighbourhood
+    x_NHD, weight_HD, score_N42 = (torch.randn(*shape) for shape in ((81, HEADS, 40), (HEADS, 40), (81, 4, 2)))
+    vectors_42C, band = torch.randn(4, 2, 20), attention_band(score_N42, None, torch.ones(HEADS), graph, 0.0)
+    functions: list[Callable[[Tensor], Tensor]] = [
+        lambda x: head_norm_gelu(x, weight_HD, weight_HD),
+        lambda x: ends(1 * x, vectors_42C)[0],
+        lambda x: ends(1 * x, vectors_42C)[1] * 2,
+        lambda x: mix(band, x.flatten(1), hood),
+        lambda x: attend(x / 4, x, x, batch, 0.0),
+        lambda x: dropout(x, 1 / 256),
+    ]
+    for number, function in enumerate(functions):
+        single, half = x_NHD.clone().requires_grad_(), x_NHD.bfloat16().requires_grad_()
+        results = []
+        for x in (single, half):
+            torch.manual_seed(3)
+            out = function(x)
+            torch.manual_seed(4)
+            (gradient,) = torch.autograd.grad((out * torch.randn(out.shape)).sum(), x)
+            results.append((out, gradient))
+        (out, gradient), (out_half, gradient_half) = results
+        assert gradient_half.dtype == torch.bfloat16, number
+        torch.testing.assert_close(out_half.float(), out, atol=0.1, rtol=0.05)
+        torch.testing.assert_close(gradient_half.float(), gradient, atol=0.2, rtol=0.05)
+
+
+def test_dialogues_of_any_length_are_where_they_are(threads: int) -> None:
+    """Every utterance receives the mean of its own dialogue where all scores are alike."""
+    batch = batch_of([[0] * length for length in (3, 1, 130, 64, 65)])
+    value = torch.randn(batch.rows, HEADS, 7)
+    zeros = torch.zeros(batch.rows, HEADS, 3)
+    ends_of = list(accumulate(batch.lengths))
+    means = [
+        value[end - length : end].mean(0).expand(length, -1, -1)
+        for end, length in zip(ends_of, batch.lengths, strict=True)
+    ]
+    assert_close(attend(zeros, zeros, value, batch, 0.0), torch.cat(means))
