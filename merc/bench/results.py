@@ -11,6 +11,7 @@ from rich.table import Table
 from merc.bench.ratios import Group, Ratio, ratios, spread
 from merc.bench.subjects import EVALUATION, Sample
 from merc.files import write_json, write_text
+from merc.kernels.library import loaded
 from merc.reporting.tables import show
 
 VERDICTS = {True: "yes", False: "no", None: ""}
@@ -96,6 +97,8 @@ def _remarks(groups: Sequence[Group], settings: Mapping[str, Any]) -> Iterator[s
     )
     if any(share is None for s in samples for share in s.others):
         yield "This system does not tell what other processes do: no sample could be thrown away for that."
+    if not loaded():
+        yield "merc's own operators were not there (python -m merc.kernels says why): PyTorch's computed everything."
     yield (
         f"The plain reference was timed on {settings['reference_batches']} batches of each split and scaled to the "
         "padded rows of the whole split; it goes without balancing."
