@@ -19,12 +19,13 @@ from merc.config import compose
 from merc.data.conversation import ConversationBatch
 from merc.data.stacked import Frame, stack_batches
 from merc.errors import MercError
-from merc.reporting.run_folder import run_path
+from merc.reporting.run_folder import RunFolder, RunLockedError, claim, run_path
 from merc.stacking.module import Member
 from merc.stacking.refusals import MODES, refuse_stacking
 from merc.train import train
 from tests.stacking.conftest import STILL, stack
 from tests.stacking.test_module import CHOICES, LENGTHS, Make, Members, sgd, steps
+from tests.stacking.test_training import PowerCutError, alone, cut, folders, outcome, together
 
 
 class Captured:
@@ -154,6 +155,30 @@ def test_a_finished_run_shows_its_scores_again(
     assert capsys.readouterr().out.count("Run folder") == 1
     with pytest.raises(MercError, match="resume=true"):
         run(tmp_path, "compile=default")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", ["1", "1,2"])
+def test_compiled_runs_that_were_cut_off_go_on_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: Captured, seeds: str
+) -> None:
+    trained = partial(alone if seeds == "1" else together, seeds=seeds)
+    trained(tmp_path / "whole", "compile=default")
+    with monkeypatch.context() as patch:
+        cut(patch, seed=int(seeds[-1]), epoch=1, before_writing=False)
+        with pytest.raises(PowerCutError):
+            trained(tmp_path / "cut", "compile=default")
+    torch.manual_seed(12345)
+    before = captured.graphs
+    trained(tmp_path / "cut", "compile=default", "resume=true")
+    assert captured.graphs > before
+    assert list(map(outcome, folders(tmp_path / "cut"))) == list(map(outcome, folders(tmp_path / "whole")))
+
+
+def test_a_compiled_run_leaves_alone_what_another_process_has(tmp_path: Path, captured: Captured) -> None:
+    with claim(RunFolder(tmp_path), {}, resume=False, overwrite=False), pytest.raises(RunLockedError):
+        run(tmp_path, "compile=default")
+    assert captured.graphs == 0
 
 
 def test_a_compiled_run_that_is_watched_is_refused(tmp_path: Path) -> None:
