@@ -37,7 +37,10 @@ def tampered(tmp_path: Path) -> Callable[[Tamper], Path]:
     return make
 
 
-def test_every_golden_file_agrees(golden_files: list[Path]) -> None:
+@pytest.mark.parametrize("operators", ["merc's where there is a compiler", "PyTorch's alone"])
+def test_every_golden_file_agrees(golden_files: list[Path], operators: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if operators == "PyTorch's alone":
+        monkeypatch.setattr("merc.kernels.loaded", lambda: False)
     assert len(golden_files) == 8
     for path in golden_files:
         report = check(path)

@@ -81,7 +81,10 @@ def _of_torch() -> list[str]:
 
 
 def _folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merc"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merc"
+    except RuntimeError as error:  # a process without a home
+        raise UnavailableError("there is no home directory; set XDG_CACHE_HOME.") from error
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
