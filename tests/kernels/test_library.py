@@ -30,7 +30,11 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def in_a_process(**environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", TRAIN], env={**os.environ, CHOICE: "", **environment}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", TRAIN],
+        env={**os.environ, CHOICE: "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
