@@ -63,26 +63,3 @@ def test_size_of_the_structure_grows_with_rows_not_with_their_square() -> None:
         for graph in relation_graphs(batch_of([[0] * length]), past=5, future=5).values()
     ]
     assert sizes[-1] <= 4.2 * sizes[0]
-
-
-@settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), past=st.integers(0, 20), future=st.integers(0, 20))
-def test_folding_is_the_transpose_of_taking_windows(lengths: list[int], past: int, future: int) -> None:
-    hood = Neighbourhood.of(batch_of([[0] * length for length in lengths]), past, future)
-    torch.manual_seed(0)
-    x_GKD = torch.randn(hood.count, hood.width, 2, dtype=torch.float64)
-    y_ND = torch.randn(hood.rows, 2, dtype=torch.float64)
-    assert hood.fold(x_GKD).shape == y_ND.shape
-    torch.testing.assert_close((hood.fold(x_GKD) * y_ND).sum(), (x_GKD * hood.windows(y_ND)).sum())
-
-
-@settings(max_examples=40, deadline=None)
-@given(rows=st.integers(1, 60), size=st.integers(1, 12))
-def test_spans_cover_every_row_once(rows: int, size: int) -> None:
-    hood = Neighbourhood(rows, past=1, future=1, size=size)
-    blocks, covered = list(range(hood.count)), list(range(rows))
-    seen: list[int] = []
-    for some, of_rows, per_block in hood.spans():
-        assert len(blocks[some]) * per_block == len(covered[of_rows])
-        seen += [block * size + row for block in blocks[some] for row in range(per_block)]
-    assert seen == covered

@@ -83,22 +83,6 @@ class Neighbourhood:
         """(G, S, ...) → (N, ...), the inverse of :meth:`blocks`."""
         return x.flatten(0, 1)[: self.rows]
 
-    def fold(self, x_GKD: Tensor) -> Tensor:
-        """(G, K, D) → (N, D), the sum of all that belongs to a row: the transpose of :meth:`windows`."""
-        count, width, dim = x_GKD.shape
-        sums = x_GKD.new_zeros(count * self.size + width, dim)
-        for start in range(0, width, self.size):  # windows overlap, but not their parts of S rows
-            part = x_GKD[:, start : start + self.size]
-            place = sums[start : start + count * self.size].view(count, self.size, dim)
-            place[:, : part.shape[1]].add_(part)  # += would write it back once more
-        return sums[self.past : self.past + self.rows]
-
-    def spans(self) -> list[tuple[slice, slice, int]]:
-        """Blocks, their rows and the rows per block: those of S rows, then the last one where it has fewer."""
-        whole, rest = divmod(self.rows, self.size)
-        spans = [(slice(0, whole), slice(0, whole * self.size), self.size)] if whole else []
-        return spans + ([(slice(whole, None), slice(whole * self.size, None), rest)] if rest else [])
-
 
 @dataclass(frozen=True)
 class RelationGraph:
