@@ -6,6 +6,10 @@ sources lie here. Everything that they compute is also written in PyTorch's oper
 precisions, for :mod:`torch.func`, and where there is no compiler; tests hold both to each other.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -15,13 +19,33 @@ from merc.models.plain import plain_form
 PRECISIONS = (torch.float32, torch.bfloat16)
 
 
+LEVELS = 256
+"""Dropout by a random byte: its probability is rounded to a multiple of 1/256."""
+
+_off: ContextVar[bool] = ContextVar("off", default=False)
+
+
 def native(*tensors: Tensor | None) -> bool:
     """Whether ``torch.ops.merc`` can compute with these tensors; None stands for one that is not there."""
-    if plain_form() or any(x is not None and (x.device.type != "cpu" or x.dtype not in PRECISIONS) for x in tensors):
-        return False
-    return loaded()
+    given = [x for x in tensors if x is not None]
+    fit = all(x.device.type == "cpu" and x.dtype in PRECISIONS for x in given)
+    return fit and not _off.get() and not plain_form() and loaded()
 
 
-def seed() -> int:
-    """64 random bits that say what one dropout drops; PyTorch's CPU generator moves on by one number."""
-    return int(torch.randint(-(2**63), 2**63 - 1, (1,)).tolist()[0])
+@contextmanager
+def pytorch_alone() -> Iterator[None]:
+    """Inside, PyTorch's operators compute everything: for those who look at them one by one."""
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
+def drops(p: float) -> tuple[int, int]:
+    """What an operator drops with probability p: 64 random bits that say where, and of how many of 256 bytes.
+
+    PyTorch's CPU generator moves on by one number, unless nothing is dropped.
+    """
+    levels = round(p * LEVELS)
+    return (int(torch.randint(-(2**63), 2**63 - 1, (1,)).tolist()[0]) if levels else 0), levels

@@ -115,12 +115,15 @@ class Piece {
       float* scores = out + i * sources;
       const int64_t begin = std::max<int64_t>(0, start + i - reach_.past - first);
       const int64_t end = std::min(sources, start + i + reach_.future + 1 - first);
-      if (reach_.visible)
-        for (int64_t k = begin; k < end; ++k)
-          if (!reach_.visible[row_ + first + k]) scores[k] = NOTHING;
       std::fill(scores, scores + begin, 0.f);
       std::fill(scores + end, scores + sources, 0.f);
-      softmax(scores + begin, end - begin);
+      bool any = !reach_.visible;
+      for (int64_t k = begin; reach_.visible && k < end; ++k) {
+        const bool seen = reach_.visible[row_ + first + k];
+        any = any || seen;
+        if (!seen) scores[k] = NOTHING;
+      }
+      any ? softmax(scores + begin, end - begin) : static_cast<void>(std::fill(scores + begin, scores + end, 0.f));
     }
   }
 
@@ -138,17 +141,34 @@ class Piece {
   const int64_t row_;
 };
 
-inline Tensor strided(const Tensor& x) { return x.stride(-1) == 1 ? x : x.contiguous(); }
+// Rows as BLAS can read them: not on top of each other, the numbers of each together.
+inline Tensor strided(const Tensor& x) {
+  return x.stride(-1) == 1 && x.stride(0) >= x.size(-1) ? x : x.clone(at::MemoryFormat::Contiguous);
+}
+
+inline void check_attention(
+    const Tensor& query, const Tensor& key, const Tensor& value, at::IntArrayRef starts,
+    const std::optional<Tensor>& visible, bool difference) {
+  TORCH_CHECK(query.dim() == 3 && value.dim() == 3, "queries, keys and values are (rows, heads, width)");
+  TORCH_CHECK(query.sizes() == key.sizes() && query.size(0) == value.size(0), "as many keys as queries, as many values");
+  TORCH_CHECK(query.size(1) == value.size(1) * (difference ? 2 : 1), "one or two maps for each head");
+  TORCH_CHECK(query.scalar_type() == value.scalar_type() && key.scalar_type() == value.scalar_type(), "one precision");
+  TORCH_CHECK(!starts.empty() && starts.front() == 0 && starts.back() == value.size(0) &&
+                  std::is_sorted(starts.begin(), starts.end()), "dialogues lie one behind the other and hold all rows");
+  TORCH_CHECK(!visible || (visible->numel() == value.size(0) && visible->scalar_type() == at::kBool), "a bool for each row");
+}
 
 // (N, M, Q) queries and keys, (N, H, V) values → (N, H, V).
 inline Tensor attend(
     const Tensor& query_, const Tensor& key_, const Tensor& value_, at::IntArrayRef starts,
-    const std::optional<Tensor>& visible, int64_t past, int64_t future, bool difference, int64_t seed,
+    const std::optional<Tensor>& visible_, int64_t past, int64_t future, bool difference, int64_t seed,
     int64_t dropped) {
+  check_attention(query_, key_, value_, starts, visible_, difference);
   const Tensor query = strided(query_), key = strided(key_), value = strided(value_);
+  const Tensor visible = visible_ ? visible_->contiguous() : Tensor();
   const int64_t width = query.size(2), depth = value.size(2);
   Tensor out = at::empty(value.sizes(), value.options());
-  const Reach reach{starts, visible ? visible->const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
+  const Reach reach{starts, visible.defined() ? visible.const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
                     Mask(seed, dropped)};
   with_type(value, [&]<typename T>() {
     reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes) {
@@ -178,13 +198,16 @@ inline Tensor attend(
 // Gradients of queries, keys and values.
 inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
     const Tensor& of_out_, const Tensor& query_, const Tensor& key_, const Tensor& value_, at::IntArrayRef starts,
-    const std::optional<Tensor>& visible, int64_t past, int64_t future, bool difference, int64_t seed,
+    const std::optional<Tensor>& visible_, int64_t past, int64_t future, bool difference, int64_t seed,
     int64_t dropped) {
+  check_attention(query_, key_, value_, starts, visible_, difference);
+  TORCH_CHECK(of_out_.sizes() == value_.sizes(), "a gradient for each number");
   const Tensor query = strided(query_), key = strided(key_), value = strided(value_), of_out = strided(of_out_);
+  const Tensor visible = visible_ ? visible_->contiguous() : Tensor();
   const int64_t width = query.size(2), depth = value.size(2);
   Tensor of_query = at::empty(query.sizes(), query.options()), of_key = at::empty(key.sizes(), key.options());
   Tensor of_value = at::empty(value.sizes(), value.options());
-  const Reach reach{starts, visible ? visible->const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
+  const Reach reach{starts, visible.defined() ? visible.const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
                     Mask(seed, dropped)};
   with_type(value, [&]<typename T>() {
     reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes) {

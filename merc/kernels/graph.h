@@ -4,6 +4,8 @@
 #include <optional>
 #include <tuple>
 
+#include <ATen/MemoryOverlap.h>
+
 #include "dropout.h"
 #include "products.h"
 #include "softmax.h"
@@ -12,9 +14,16 @@ namespace merc {
 
 inline Tensor rows_together(const Tensor& x) { return x.stride(-1) == 1 ? x : x.contiguous(); }
 
+inline void check_ends(const Tensor& z, const Tensor& vectors) {
+  TORCH_CHECK(z.dim() == 3 && vectors.dim() == 3 && vectors.size(1) == 2, "rows of heads, two vectors for each map");
+  TORCH_CHECK(vectors.size(0) % z.size(1) == 0 && vectors.size(0) * vectors.size(2) == z.size(1) * z.size(2),
+              "maps share out the channels of each head");
+}
+
 // (L, H, D) rows and (M, 2, C) vectors → (L, M, 2) inner products of each map's part of a row.
 inline Tensor ends(const Tensor& z_, const Tensor& vectors_) {
   const Tensor z = rows_together(z_), vectors = vectors_.contiguous();
+  check_ends(z, vectors);
   const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1), dim = z.size(2);
   Tensor out = at::empty({z.size(0), maps, 2}, vectors.options());
   float* to = out.mutable_data_ptr<float>();
@@ -40,7 +49,11 @@ inline Tensor ends(const Tensor& z_, const Tensor& vectors_) {
 // Adds what comes from the inner products to the gradient of the rows; returns the gradient of the vectors.
 inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z_, const Tensor& vectors_) {
   const Tensor z = rows_together(z_), vectors = vectors_.contiguous(), of_ends = of_ends_.contiguous();
-  TORCH_CHECK(of_z.stride(-1) == 1, "the gradient's rows must lie together");
+  check_ends(z, vectors);
+  TORCH_CHECK(of_z.sizes() == z.sizes() && of_z.scalar_type() == z.scalar_type() && of_z.stride(-1) == 1,
+              "a gradient like the rows, whose numbers lie together");
+  TORCH_CHECK(of_ends.size(0) == z.size(0) && of_ends.size(1) == vectors.size(0), "a gradient for each number");
+  at::assert_no_internal_overlap(of_z);
   const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1), dim = z.size(2);
   Tensor sums = at::zeros({at::get_num_threads(), maps, 2, width}, vectors.options());
   float* all_sums = sums.mutable_data_ptr<float>();
@@ -94,9 +107,13 @@ struct Band {
         slope(static_cast<float>(slope)),
         connected(connected.contiguous()),
         left(ends.select(2, 0).t().contiguous()),
-        right(at::constant_pad_nd(ends.select(2, 1).t(), {past, columns - past - rows})),
+        right(at::constant_pad_nd(ends.select(2, 1).t(), {past, columns - past - rows}).contiguous()),
         relation(relation ? relation->index_select(1, at::tensor(kinds)).contiguous() : at::zeros({maps, 3}, ends.options())),
-        coefficients(coefficients ? coefficients->contiguous() : Tensor()) {}
+        coefficients(coefficients ? coefficients->contiguous() : Tensor()) {
+    TORCH_CHECK(connected.scalar_type() == at::kBool && blocks * size >= rows && past + size <= width && kinds.size() == 3,
+                "blocks of rows with their candidates");
+    TORCH_CHECK(!coefficients || coefficients->numel() * 2 == maps, "a coefficient for every two maps");
+  }
 
   bool difference() const { return coefficients.defined(); }
   float coefficient(int64_t head) const { return coefficients.const_data_ptr<float>()[head]; }
@@ -120,6 +137,11 @@ class BandRow {
     const int64_t width = band_.width, block = row / band_.size, itself = band_.past + row % band_.size;
     const bool* there = band_.connected.const_data_ptr<bool>() + row * width;
     for (int64_t k = 0; k < width; ++k) absent_[k] = there[k] ? 0.f : NOTHING;
+    if (std::find(there, there + width, true) == there + width) {  // nothing to attend to, nothing to learn
+      std::fill(maps_.begin(), maps_.end(), 0.f);
+      std::fill(slopes_.begin(), slopes_.end(), 0.f);
+      return;
+    }
     const Lanes slope(band_.slope);
     for (int64_t map = 0; map < band_.maps; ++map) {
       const float left = band_.left.const_data_ptr<float>()[map * band_.rows + row];
@@ -235,8 +257,16 @@ struct Candidates {
   const int64_t first, skipped, count, receiving;
 };
 
+inline void check_mix(const Tensor& attention, const Tensor& values, int64_t past) {
+  TORCH_CHECK(attention.dim() == 4 && values.dim() == 2, "a band of attention, rows of values");
+  const int64_t blocks = attention.size(0), size = attention.size(1), rows = values.size(0);
+  TORCH_CHECK(blocks * size >= rows && rows > (blocks - 1) * size && past >= 0 && past + size <= attention.size(3),
+              "blocks of rows with their candidates");
+}
+
 // (G, S, H, K) attention and (N, D) values → (N, H, D): what each row receives, for every head.
 inline Tensor mix(const Tensor& attention_, const Tensor& values_, int64_t past) {
+  check_mix(attention_, values_, past);
   const Tensor attention = attention_.contiguous(), values = values_.to(at::kFloat).contiguous();
   const int64_t blocks = attention.size(0), size = attention.size(1), heads = attention.size(2);
   const int64_t width = attention.size(3), rows = values.size(0), dim = values.size(1);
@@ -263,6 +293,8 @@ inline Tensor mix(const Tensor& attention_, const Tensor& values_, int64_t past)
 // Gradients of attention and values.
 inline std::tuple<Tensor, Tensor> mix_backward(
     const Tensor& of_out_, const Tensor& attention_, const Tensor& values_, int64_t past) {
+  check_mix(attention_, values_, past);
+  TORCH_CHECK(of_out_.numel() == values_.numel() * attention_.size(2), "a gradient for each number");
   const Tensor attention = attention_.contiguous(), values = values_.to(at::kFloat).contiguous();
   const Tensor of_out = of_out_.to(at::kFloat).contiguous();
   const int64_t blocks = attention.size(0), size = attention.size(1), heads = attention.size(2);

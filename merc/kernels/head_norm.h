@@ -24,6 +24,8 @@ inline Lanes slope_of_gelu(const Lanes& x) {
 // (N, H, D), (H, D), (H, D) → (N, H, D) and, for the backward pass, (N, H, 2) mean and 1/sd.
 inline std::tuple<Tensor, Tensor> head_norm_gelu(
     const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double epsilon, int64_t seed, int64_t dropped) {
+  TORCH_CHECK(x_.dim() == 3 && weight_.sizes() == x_.sizes().slice(1) && bias_.sizes() == weight_.sizes(),
+              "a weight and a bias for each channel of each head");
   const Tensor x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
   const int64_t heads = x.size(1), dim = x.size(2), stretch = (dim + 3) / 4 * 4;
   const Mask mask(seed, dropped);
@@ -63,6 +65,7 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
 inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
     const Tensor& of_y_, const Tensor& x_, const Tensor& moments, const Tensor& weight_, const Tensor& bias_,
     int64_t seed, int64_t dropped) {
+  TORCH_CHECK(of_y_.sizes() == x_.sizes() && of_y_.scalar_type() == x_.scalar_type(), "a gradient for each number");
   const Tensor of_y = of_y_.contiguous(), x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
   const int64_t heads = x.size(1), dim = x.size(2), stretch = (dim + 3) / 4 * 4;
   const Mask mask(seed, dropped);

@@ -34,37 +34,54 @@ def loaded() -> bool:
     if os.environ.get(CHOICE) == "off":
         return False
     try:
-        torch.ops.load_library(str(library()))
-    except (UnavailableError, OSError) as error:
+        load()
+    except UnavailableError as error:
         logger.warning("merc computes without its own operators, which takes longer: %s", error)
         return False
     return True
 
 
-def library() -> Path:
-    """The compiled operators of this version, for this processor and this PyTorch.
+def load() -> Path:
+    """Load the operators of this version for this processor and this PyTorch, compiled before if need be.
+
+    Returns:
+        The file they are in.
 
     Raises:
-        UnavailableError: no compiler, it failed, or there is no place for the file.
+        UnavailableError: no compiler, it failed, there is no place for the file, or it cannot be loaded.
     """
-    compiler = _compiler()
-    command = [*compiler, *FLAGS, *_of_processor(), *_of_torch()]
-    path = _folder() / f"kernels-{_fingerprint(command)}.so"
-    if not path.exists():
-        _compile(command, path)
+    flags = [*FLAGS, *_of_processor(), *_of_torch()]
+    try:
+        path = _folder() / f"kernels-{_fingerprint(flags)}.so"
+        if not path.exists():
+            _compile(flags, path)
+        try:
+            torch.ops.load_library(str(path))
+        except OSError:  # made on a machine with other libraries, or damaged
+            _compile(flags, path)
+            torch.ops.load_library(str(path))
+    except OSError as error:
+        raise UnavailableError(str(error.__cause__ or error)) from error
     return path
 
 
 def _compiler() -> list[str]:
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise UnavailableError(f"the environment variable CXX is no command: {error}.") from error
     for candidate in [chosen] if chosen else [["g++"], ["c++"], ["clang++"]]:
         if shutil.which(candidate[0]):
             return candidate
+    if chosen:
+        raise UnavailableError(f"there is no {chosen[0]}, which the environment variable CXX names.")
     raise UnavailableError("there is no C++ compiler; install g++, or name one by the environment variable CXX.")
 
 
 def _of_processor() -> list[str]:
     capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in ("AVX2", "AVX512"):
+        capability = "DEFAULT"
     width = ["-mprefer-vector-width=512"] if capability == "AVX512" else []
     return ["-march=native", *width, f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
 
@@ -83,21 +100,18 @@ def _of_torch() -> list[str]:
 def _folder() -> Path:
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merc"
-    except RuntimeError as error:  # a process without a home
-        raise UnavailableError("there is no home directory; set XDG_CACHE_HOME.") from error
-    try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnavailableError(f"{folder} cannot be made ({error.strerror}); set XDG_CACHE_HOME.") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a process without a home
+        raise UnavailableError(f"no folder for the compiled file ({error}); set XDG_CACHE_HOME.") from error
     return folder
 
 
-def _fingerprint(command: list[str]) -> str:
+def _fingerprint(flags: list[str]) -> str:
     """Of everything that decides what comes out: a file is never used on a processor that it was not made for."""
     digest = hashlib.sha256()
     for source in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
         digest.update(source.read_bytes())
-    for part in (*command, torch.__version__, torch.version.git_version, *_processor()):
+    for part in (*flags, torch.__version__, str(torch.version.git_version), *platform.libc_ver(), *_processor()):
         digest.update(f"\0{part}".encode())
     return digest.hexdigest()[:16]
 
@@ -110,24 +124,19 @@ def _processor() -> list[str]:
     return sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
 
 
-def _compile(command: list[str], path: Path) -> None:
+def _compile(flags: list[str], path: Path) -> None:
+    compiler = _compiler()
     print("Compiling merc's operators for this processor, once; it takes some twenty seconds.", file=sys.stderr)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            libraries = ["-ltorch_cpu", "-lc10"]
-            result = subprocess.run(
-                [*command, str(SOURCES / "kernels.cpp"), "-o", str(made), *libraries],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if result.returncode:
-                raise UnavailableError(f"{command[0]} failed:\n{_tail(result.stderr)}")
-            made.replace(path)  # whole or absent, also beside another process that does the same
-    except OSError as error:
-        raise UnavailableError(f"{path} cannot be written: {error}") from error
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        source = str(SOURCES / "kernels.cpp")
+        command = [*compiler, *flags, source, "-o", str(made), "-ltorch_cpu", "-lc10"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode or not made.exists():
+            raise UnavailableError(f"{compiler[0]} failed.\n{_what_failed(result.stderr)}")
+        made.replace(path)  # whole or absent, also beside another process that does the same
 
 
-def _tail(text: str, lines: int = 10) -> str:
-    return "\n".join([line for line in text.splitlines() if "error" in line][:lines] or text.splitlines()[-lines:])
+def _what_failed(text: str, most: int = 10) -> str:
+    lines = text.splitlines()
+    return "\n".join([line for line in lines if " error: " in line][:most] or lines[-most:])

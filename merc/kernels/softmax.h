@@ -1,4 +1,4 @@
-// Softmax of one row of scores, of which some take no part.
+// Softmax of one row of scores, of which some may take no part.
 #pragma once
 
 #include <limits>
@@ -9,7 +9,7 @@ namespace merc {
 
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();  // score of a source that takes no part
 
-// In place; a row without a source becomes 0.
+// In place.
 inline void softmax(float* x, int64_t n) {
   Lanes most(NOTHING);
   pieces(n, [&](int64_t i, int64_t count) {
@@ -18,10 +18,6 @@ inline void softmax(float* x, int64_t n) {
     most = at::vec::maximum(most, part);
   });
   const float peak = at::vec::vec_reduce_all<float>([](Lanes a, Lanes b) { return at::vec::maximum(a, b); }, most);
-  if (peak == NOTHING) {
-    std::fill_n(x, n, 0.f);
-    return;
-  }
   Lanes total(0.f);
   pieces(n, [&](int64_t i, int64_t count) {
     Lanes part = (load(x + i, count) - Lanes(peak)).exp();

@@ -1,9 +1,9 @@
 """Attention among the utterances of each dialogue, on packed rows.
 
 Where there are no operators for it (:mod:`merc.kernels`), it goes through the batch in tiles of several dialogues
-(:attr:`ConversationBatch.tiles`). Either way a long dialogue is treated in pieces of :data:`PIECE` receiving
-utterances, and no map is kept: the backward pass computes them again, so that memory grows with the rows of a batch,
-not with the square of a dialogue's length.
+(:attr:`ConversationBatch.tiles`). Either way a long dialogue is treated in pieces of some receiving utterances, and no
+map is kept: the backward pass computes them again, so that memory grows with the rows of a batch, not with the square
+of a dialogue's length.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,8 +17,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from merc.data.conversation import TILE, ConversationBatch
-from merc.kernels import native, seed
-from merc.models.dropout import Masks, apply_mask, dropped_levels, keep_scale
+from merc.kernels import drops, native
+from merc.models.dropout import Masks, apply_mask, keep_scale
 from merc.models.plain import plain_form
 from merc.models.precision import at_least_single, lower_precision
 
@@ -198,7 +198,7 @@ class _NativeAttend(Function):
         difference: bool,
     ) -> Tensor:
         starts = (0, *accumulate(lengths))
-        ctx.rest = (starts, visible_N, *reach, difference, seed(), dropped_levels(dropout))
+        ctx.rest = (starts, visible_N, *reach, difference, *drops(dropout))
         ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
         return torch.ops.merc.attend(query_NMQ, key_NMQ, value_NHV, *ctx.rest)
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from merc.data.conversation import ConversationBatch, CorpusInfo
 from merc.data.corpora import Corpus
 from merc.data.synthetic import generate
+from merc.kernels import pytorch_alone
 from merc.models.build import build_model
 from merc.models.emotion_model import EmotionModel
 
@@ -57,7 +58,7 @@ def flops_per_utterance(model: EmotionModel, batches: Iterable[ConversationBatch
         utterances += batch.rows
         rows = batch.with_padding(speaker=model.padding_speaker) if model.pad_dialogues else batch
         # The counter knows the products that attention consists of, but not every fused kernel.
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        with pytorch_alone(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             model.classify(model.encode(rows), rows)
         operations += counter.get_total_flops()
     return operations / utterances

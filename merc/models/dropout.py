@@ -1,8 +1,8 @@
 """Dropout whose masks cost little on the CPU.
 
-PyTorch draws one mask entry after the other on the CPU, at ten times the cost of the product it serves. Here random
-bytes are computed from their places, for the backward pass again, so a dropout probability is rounded to the next
-multiple of 1/256, and survivors are scaled by what was really kept.
+PyTorch draws one mask entry after the other on the CPU, at ten times the cost of the product it serves. Where there is
+an operator for it (:mod:`merc.kernels`), random bytes are computed from their places, for the backward pass again, so a
+dropout probability is rounded to the next multiple of 1/256, and survivors are scaled by what was really kept.
 """
 
 import math
@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from merc.kernels import native, seed
-
-LEVELS = 256
+from merc.kernels import LEVELS, drops, native
 
 
 class Dropout(nn.Dropout):
-    """``nn.Dropout`` with cheap masks on the CPU."""
+    """``nn.Dropout`` by :func:`dropout`."""
 
     @property
     def rate(self) -> float:
@@ -34,28 +32,23 @@ class Dropout(nn.Dropout):
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Drop entries with probability p and scale the others by 1/(1 − p); see above for p on the CPU."""
+    """Drop entries with probability p, rounded as above, and scale the others by 1/(1 − p)."""
     if not native(x):
         return F.dropout(x, p)
-    levels = dropped_levels(p)
-    return cast(Tensor, _Dropped.apply(x, seed(), levels)) if levels else x  # type: ignore[no-untyped-call]
+    mask = drops(p)
+    return cast(Tensor, _Dropped.apply(x, mask)) if mask[1] else x  # type: ignore[no-untyped-call]
 
 
 class _Dropped(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, seed: int, levels: int) -> Tensor:
-        ctx.mask = (seed, levels)
-        return torch.ops.merc.dropout(x, *ctx.mask)
+    def forward(ctx: Any, x: Tensor, mask: tuple[int, int]) -> Tensor:
+        ctx.mask = mask
+        return torch.ops.merc.dropout(x, *mask)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return torch.ops.merc.dropout(gradient, *ctx.mask), None, None
-
-
-def dropped_levels(p: float) -> int:
-    """How many of 256 values of a random byte drop an entry."""
-    return round(p * LEVELS)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.merc.dropout(gradient, *ctx.mask), None
 
 
 def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -65,12 +58,12 @@ def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
 
 def keep_scale(p: float) -> float:
     """1/(1 − p) with p as rounded; 0 for p = 1."""
-    kept = LEVELS - dropped_levels(p)
+    kept = LEVELS - round(p * LEVELS)
     return LEVELS / kept if kept else 0.0
 
 
 class Masks:
-    """A stream of uint8 dropout masks, 0 with probability p, else 1, that starts again with the same ones.
+    """A stream of bool dropout masks, False with probability p, that starts again with the same ones.
 
     Args:
         p: rounded to a multiple of 1/256.
@@ -92,8 +85,8 @@ class Masks:
 
     def take(self, shape: Sequence[int]) -> Tensor:
         """The next mask."""
-        levels = dropped_levels(self.p)
-        return (self.source.take(math.prod(shape)) >= levels).view(shape)
+        # As bytes none is 256.
+        return (self.source.take(math.prod(shape)).int() >= round(self.p * LEVELS)).view(shape)
 
 
 def _round(shift: int, factor: int) -> tuple[Tensor, ...]:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from merc.kernels import native, seed
-from merc.models.dropout import dropped_levels
+from merc.kernels import drops, native
+from merc.models.precision import at_least_single
 
 EPSILON = 1e-5
 
@@ -23,8 +23,9 @@ def head_norm_gelu(x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor, dropout: f
         bias_HD: b of each head.
         dropout: probability with which an entry is dropped.
     """
-    if native(x_NHD):
-        return cast(Tensor, _HeadNormGelu.apply(x_NHD, weight_HD, bias_HD, dropout))  # type: ignore[no-untyped-call]
+    if native(x_NHD, weight_HD, bias_HD):
+        affine = (at_least_single(weight_HD), at_least_single(bias_HD))
+        return cast(Tensor, _HeadNormGelu.apply(x_NHD, *affine, dropout))  # type: ignore[no-untyped-call]
     normed_NHD = F.layer_norm(x_NHD, x_NHD.shape[-1:], eps=EPSILON)
     out_NHD = F.gelu(torch.addcmul(bias_HD.to(normed_NHD.dtype), normed_NHD, weight_HD.to(normed_NHD.dtype)))
     return F.dropout(out_NHD, dropout) if dropout else out_NHD
@@ -33,7 +34,7 @@ def head_norm_gelu(x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor, dropout: f
 class _HeadNormGelu(Function):
     @staticmethod
     def forward(ctx: Any, x_NHD: Tensor, weight_HD: Tensor, bias_HD: Tensor, dropout: float) -> Tensor:
-        ctx.drops = (seed(), dropped_levels(dropout))
+        ctx.drops = drops(dropout)
         out_NHD, moments_NH2 = torch.ops.merc.head_norm_gelu(x_NHD, weight_HD, bias_HD, EPSILON, *ctx.drops)
         ctx.save_for_backward(x_NHD, moments_NH2, weight_HD, bias_HD)
         return out_NHD

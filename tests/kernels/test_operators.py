@@ -1,6 +1,7 @@
 """The operators in C++ against the same functions of double-precision numbers, which PyTorch's operators compute."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -40,10 +41,14 @@ def assert_agree(function: Callable[..., Tensor], *inputs: Tensor) -> None:
     ours, expected = function(*singles), function(*inputs)
     assert ours.dtype == torch.float32
     assert_close(ours, expected)
-    weights = torch.randn_like(expected)
-    gradients = torch.autograd.grad((ours * weights.float()).sum(), singles)
-    for gradient, other in zip(gradients, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
-        assert_close(gradient, other)
+    # Gradients that lie in rows, on top of each other, and across.
+    uses: list[Callable[[Tensor], Tensor]] = [lambda x: x, lambda x: x.sum(0), lambda x: x.transpose(0, -1)]
+    for use in uses:
+        weights = torch.randn_like(use(expected))
+        gradients = torch.autograd.grad((use(ours) * weights.float()).sum(), singles, retain_graph=True)
+        others = torch.autograd.grad((use(expected) * weights).sum(), inputs, retain_graph=True)
+        for gradient, other in zip(gradients, others, strict=True):
+            assert_close(gradient, other)
 
 
 def batch_of(speakers: list[list[int]], padded: bool = False, causal: bool = False) -> ConversationBatch:
@@ -62,7 +67,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 40])
-@pytest.mark.parametrize("dim", [2, 5, 16, 35, 70])
+@pytest.mark.parametrize("dim", [4, 5, 16, 35, 70])
 def test_norm_and_gelu(threads: int, rows: int, dim: int) -> None:
     torch.manual_seed(0)
     assert_agree(head_norm_gelu, 3 * doubles(rows, 3, dim).detach().requires_grad_(), doubles(3, dim), doubles(3, dim))
@@ -241,6 +246,68 @@ def test_nan_is_not_hidden() -> None:
     assert attend(nan, nan, nan, batch, 0.0).isnan().all()
     assert head_norm_gelu(nan, torch.ones(HEADS, 2), torch.ones(HEADS, 2)).isnan().all()
     assert dropout(nan, 0.5).isnan().all()
+    infinite = torch.full((4, HEADS, 2), 1e30)
+    assert attend(infinite, -infinite, infinite, batch, 0.0).isnan().all()
+
+
+def test_tensors_that_lie_anyhow() -> None:
+    """Expanded ones, parts of others, and the padding as a column."""
+    torch.manual_seed(0)
+    batch = batch_of([[0, 1, 0], [0]], padded=True)
+    batch = replace(batch, present=torch.stack([batch.present, ~batch.present], dim=1)[:, 0])
+    wide = torch.randn(batch.rows, HEADS, 14)
+    for query in (wide[..., ::2], wide[:1, :, :7].expand(batch.rows, -1, -1), wide[..., :7].mT.contiguous().mT):
+        inputs = query, wide[..., 7:], wide[..., 3:5]
+        expected = attend(*(x.double() for x in inputs), batch, 0.0)
+        assert_close(attend(*inputs, batch, 0.0)[batch.present], expected[batch.present])
+
+
+def test_gradients_on_top_of_each_other_are_not_written_into() -> None:
+    torch.manual_seed(0)
+
+    def both(rows: Tensor, vectors_M2C: Tensor) -> Tensor:
+        ends_LM2, rows_LHD = ends(1 * rows, vectors_M2C)
+        return ((ends_LM2**2).sum() + rows_LHD.sum(0).square().sum())[None, None]
+
+    assert_agree(both, doubles(9, HEADS, 8), doubles(HEADS, 2, 8))
+
+    def sums(rows: Tensor, vectors_M2C: Tensor) -> Tensor:
+        ends_LM2, rows_LHD = ends(1 * rows, vectors_M2C)
+        return (ends_LM2.sum() + rows_LHD.sum())[None, None]
+
+    assert_agree(sums, doubles(9, HEADS, 8), doubles(HEADS, 2, 8))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    x, batch = torch.zeros(4, HEADS, 6), batch_of([[0, 1, 0, 1]])
+    graph = relation_graphs(batch, 1, 1)["inter_speaker"]
+    wrong: list[Callable[[], object]] = [
+        lambda: attend(x, x, x, batch_of([[0, 1, 0]]), 0.0),
+        lambda: attend(x, x, x[:, :1], batch, 0.0),
+        lambda: attend(x, x[:3], x, batch, 0.0),
+        lambda: ends(x, torch.zeros(1, 2, 6)),
+        lambda: ends(x, torch.zeros(HEADS, 2, 5)),
+        lambda: head_norm_gelu(x, torch.zeros(HEADS, 5), torch.zeros(HEADS, 5)),
+        lambda: attention_band(torch.zeros(99, HEADS, 2), None, None, graph, 0.0),
+        lambda: mix(torch.zeros(1, 8, HEADS, 10), torch.zeros(9, 3), graph.neighbourhood),
+    ]
+    for call in wrong:
+        with pytest.raises(RuntimeError):
+            call()
+
+
+def test_nothing_is_drawn_where_nothing_is_dropped() -> None:
+    for function, inputs in functions_with_dropout().values():
+        state = torch.get_rng_state()
+        function(0.0, *inputs)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_parameters_may_be_of_lower_precision() -> None:
+    torch.manual_seed(0)
+    x, weight, vectors = torch.randn(5, HEADS, 8), torch.randn(HEADS, 8), torch.randn(HEADS, 2, 8)
+    assert head_norm_gelu(x, weight.bfloat16(), weight.bfloat16()).isfinite().all()
+    assert ends(1 * x, vectors.bfloat16())[0].isfinite().all()
 
 
 def test_bfloat16_is_close() -> None:

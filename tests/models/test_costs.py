@@ -38,9 +38,9 @@ def test_attention_costs_its_two_products(
     make_model: Make, make_batch: Callable[..., ConversationBatch], length: int
 ) -> None:
     arguments = ("denoiser.text=transformer", "hyperparameters.heads=2")
-    batch = make_batch(lengths=(length,), dims=TEXT).to("meta")
-    without = flops_per_utterance(make_model(*PLAIN, dims=TEXT).eval().to("meta"), [batch])
-    model = make_model(*PLAIN, *arguments, dims=TEXT).eval().to("meta")
+    batch = make_batch(lengths=(length,), dims=TEXT)
+    without = flops_per_utterance(make_model(*PLAIN, dims=TEXT).eval(), [batch])
+    model = make_model(*PLAIN, *arguments, dims=TEXT).eval()
     weights = (3 + 1 + 2) * WIDTH * WIDTH  # query, key, value; output; feed-forward network
     assert flops_per_utterance(model, [batch]) - without == 2 * weights + 2 * 2 * length * WIDTH
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from merc.kernels import native, seed
-from merc.models.dropout import dropped_levels
+from merc.kernels import drops, native
 from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph
 from merc.models.linear import multiply
+from merc.models.plain import plain_form
 from merc.models.precision import at_least_single
 
 SLOPE = 0.2
@@ -33,8 +33,8 @@ def ends(z_LHD: Tensor, vectors_M2C: Tensor) -> tuple[Tensor, Tensor]:
         (L, M, 2), and z_LHD itself. Whatever else is computed from the rows should take these: the gradient from there
         is then added to, not copied and summed. It must be nobody else's.
     """
-    if native(z_LHD):
-        ends_LM2, z_LHD = _Ends.apply(z_LHD, vectors_M2C)  # type: ignore[no-untyped-call]
+    if native(z_LHD, vectors_M2C):
+        ends_LM2, z_LHD = _Ends.apply(z_LHD, at_least_single(vectors_M2C))  # type: ignore[no-untyped-call]
         return ends_LM2, z_LHD
     parts_LMC = z_LHD.flatten(1).unflatten(1, vectors_M2C.shape[::2])
     return torch.einsum("lmc,mec->lme", parts_LMC, vectors_M2C.to(z_LHD.dtype)), z_LHD
@@ -49,6 +49,8 @@ class _Ends(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_ends_LM2: Tensor, of_z_LHD: Tensor) -> tuple[Tensor, Tensor]:
+        if of_z_LHD.stride(-1) != 1 or 0 in of_z_LHD.stride():  # such as of a sum: rows on top of each other
+            of_z_LHD = of_z_LHD.clone(memory_format=torch.contiguous_format)
         of_vectors_M2C = torch.ops.merc.ends_backward(of_ends_LM2, of_z_LHD, *ctx.saved_tensors)
         return of_z_LHD, of_vectors_M2C
 
@@ -103,8 +105,8 @@ class _AttentionBand(Function):
         graph: RelationGraph,
         dropout: float,
     ) -> Tensor:
-        kinds, drops = [int(kind) for kind in graph.kinds], (seed(), dropped_levels(dropout))
-        ctx.rest = (graph.neighbourhood.past, kinds, SLOPE, *drops)
+        kinds = [int(kind) for kind in graph.kinds]
+        ctx.rest = (graph.neighbourhood.past, kinds, SLOPE, *drops(dropout))
         inputs = (ends_NM2, relation_MR, coefficients_H, graph.connected)
         ctx.save_for_backward(*inputs)
         return torch.ops.merc.attention_band(*inputs, *ctx.rest)
@@ -164,9 +166,9 @@ def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tenso
 
 def receive_mapped(attention: Tensor, values_NI: Tensor, weight_HID: Tensor, graph: RelationGraph) -> Tensor:
     """What each head receives, through its own linear map: (N, H, D)."""
-    if native(attention, values_NI, weight_HID):
-        return cast(Tensor, _ReceiveMapped.apply(attention, values_NI, weight_HID, graph))  # type: ignore[no-untyped-call]
-    return torch.einsum("nhi,hid->nhd", receive(attention, values_NI, graph), weight_HID)
+    if plain_form():
+        return torch.einsum("nhi,hid->nhd", receive(attention, values_NI, graph), weight_HID)
+    return cast(Tensor, _ReceiveMapped.apply(attention, values_NI, weight_HID, graph))  # type: ignore[no-untyped-call]
 
 
 class _ReceiveMapped(Function):

@@ -136,7 +136,7 @@ class GraphBlock(nn.Module):
     """Attention heads, an output layer, a linear map, a residual and a layer norm (AMB-DSGDN Sec. 4.5).
 
     Args:
-        heads: layer called with (N, D) rows, a graph and the dropout of what it returns, (N, H, D).
+        heads: layer called with (N, D) rows, a graph and the ``rate`` of dropout of what it returns, (N, H, D).
         output: layer called with (N, H·D) rows and a graph, returning (N, 1, D).
         hidden_dim: D.
         dropout: of the input and between the two layers.
@@ -161,7 +161,7 @@ class GraphBlock(nn.Module):
 
     def forward(self, x_ND: Tensor, graph: RelationGraph) -> Tensor:
         """(N, D) → (N, D)."""
-        heads_NHD = self.heads(self.dropout(x_ND), graph, self.dropout.rate)
+        heads_NHD = self.heads(self.dropout(x_ND), graph, rate=self.dropout.rate)
         output_ND = self.output(heads_NHD.flatten(1), graph).squeeze(1)
         out_ND: Tensor = self.norm(self.linear(self.activation(output_ND)) + x_ND)
         return out_ND
