@@ -29,7 +29,8 @@ def native(*tensors: Tensor | None) -> bool:
     """Whether ``torch.ops.merc`` can compute with these tensors; None stands for one that is not there."""
     given = [x for x in tensors if x is not None]
     fit = all(x.device.type == "cpu" and x.dtype in PRECISIONS for x in given)
-    return fit and not _off.get() and not plain_form() and loaded()
+    # First what torch.compile can follow.
+    return fit and not plain_form() and not _off.get() and loaded()
 
 
 @contextmanager
