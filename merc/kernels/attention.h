@@ -82,18 +82,16 @@ struct Reach {
     std::vector<int64_t> bytes(dialogues() + 1, 0);
     for (int64_t dialogue = 0; dialogue < dialogues(); ++dialogue) {
       const int64_t length = starts[dialogue + 1] - starts[dialogue];
-      bytes[dialogue + 1] = bytes[dialogue] + heads * length * stretch(length);
+      bytes[dialogue + 1] = bytes[dialogue] + heads * length * Mask::stretch(length);
     }
     in_parts(heads * dialogues(), [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t head = task / dialogues(), dialogue = task % dialogues();
         const int64_t length = starts[dialogue + 1] - starts[dialogue];
-        if (length) f(head, starts[dialogue], length, bytes[dialogue] + head * length * stretch(length));
+        if (length) f(head, starts[dialogue], length, bytes[dialogue] + head * length * Mask::stretch(length));
       }
     });
   }
-
-  static int64_t stretch(int64_t length) { return (length + 3) / 4 * 4; }
 };
 
 // A piece of receiving utterances of one head and dialogue with those that they may receive from.
@@ -131,7 +129,7 @@ class Piece {
   void drop(float* x, int64_t bytes, int64_t length) const {
     if (!reach_.mask.any()) return;
     for (int64_t i = 0; i < count; ++i)
-      reach_.mask.apply(x + i * sources, x + i * sources, bytes + (start + i) * Reach::stretch(length), sources);
+      reach_.mask.apply(x + i * sources, x + i * sources, bytes + (start + i) * Mask::stretch(length), sources);
   }
 
   const int64_t start, count, first, sources;
@@ -141,10 +139,29 @@ class Piece {
   const int64_t row_;
 };
 
-// Rows as BLAS can read them: not on top of each other, the numbers of each together.
-inline Tensor strided(const Tensor& x) {
-  return x.stride(-1) == 1 && x.stride(0) >= x.size(-1) ? x : x.clone(at::MemoryFormat::Contiguous);
-}
+// The maps that make one head in one dialogue.
+template <typename T>
+class HeadMaps {
+ public:
+  HeadMaps(const Tensor& query, const Tensor& key, const Reach& reach, int64_t head, int64_t row, int64_t length)
+      : width_(query.size(2)) {
+    for (int64_t map = head * reach.maps(); map < (head + 1) * reach.maps(); ++map) {
+      queries.emplace_back(query, row, length, map);
+      keys.emplace_back(key, row, length, map);
+    }
+  }
+
+  // (maps, Q, K) of a piece.
+  void compute(const Piece<T>& piece, float* out) const {
+    for (size_t map = 0; map < queries.size(); ++map)
+      piece.map(queries[map], keys[map], width_, out + map * piece.count * piece.sources);
+  }
+
+  std::vector<Slab<T>> queries, keys;
+
+ private:
+  const int64_t width_;
+};
 
 inline void check_attention(
     const Tensor& query, const Tensor& key, const Tensor& value, at::IntArrayRef starts,
@@ -166,25 +183,20 @@ inline Tensor attend(
   check_attention(query_, key_, value_, starts, visible_, difference);
   const Tensor query = strided(query_), key = strided(key_), value = strided(value_);
   const Tensor visible = visible_ ? visible_->contiguous() : Tensor();
-  const int64_t width = query.size(2), depth = value.size(2);
+  const int64_t depth = value.size(2);
   Tensor out = at::empty(value.sizes(), value.options());
   const Reach reach{starts, visible.defined() ? visible.const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
                     Mask(seed, dropped)};
   with_type(value, [&]<typename T>() {
     reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes) {
-      const int64_t maps = reach.maps();
-      std::vector<Slab<T>> queries, keys;
-      for (int64_t map = head * maps; map < (head + 1) * maps; ++map) {
-        queries.emplace_back(query, row, length, map);
-        keys.emplace_back(key, row, length, map);
-      }
+      const HeadMaps<T> maps(query, key, reach, head, row, length);
       const Slab<T> values(value, row, length, head);
       Target<T> target(out, row, length, head);
-      std::vector<float> scratch(maps * PIECE * length);
+      std::vector<float> scratch(reach.maps() * PIECE * length);
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
         const int64_t area = piece.count * piece.sources;
-        for (int64_t map = 0; map < maps; ++map) piece.map(queries[map], keys[map], width, scratch.data() + map * area);
+        maps.compute(piece, scratch.data());
         if (difference) add(scratch.data(), -1, scratch.data() + area, area);
         piece.drop(scratch.data(), bytes, length);
         a_b(piece.count, depth, piece.sources, {scratch.data(), piece.sources}, values.from(piece.first), 0,
@@ -211,22 +223,19 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
                     Mask(seed, dropped)};
   with_type(value, [&]<typename T>() {
     reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes) {
-      const int64_t maps = reach.maps();
-      std::vector<Slab<T>> queries, keys;
+      const HeadMaps<T> maps(query, key, reach, head, row, length);
       std::vector<std::unique_ptr<Target<T>>> of_queries, of_keys;
-      for (int64_t map = head * maps; map < (head + 1) * maps; ++map) {
-        queries.emplace_back(query, row, length, map);
-        keys.emplace_back(key, row, length, map);
+      for (int64_t map = head * reach.maps(); map < (head + 1) * reach.maps(); ++map) {
         of_queries.push_back(std::make_unique<Target<T>>(of_query, row, length, map));
         of_keys.push_back(std::make_unique<Target<T>>(of_key, row, length, map));
       }
       const Slab<T> values(value, row, length, head), incoming(of_out, row, length, head);
       Target<T> of_values(of_value, row, length, head);
-      std::vector<float> all_maps(maps * PIECE * length), attention(PIECE * length), of_attention(PIECE * length);
+      std::vector<float> all_maps(reach.maps() * PIECE * length), attention(PIECE * length), of_attention(PIECE * length);
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
         const int64_t count = piece.count, first = piece.first, sources = piece.sources, area = count * sources;
-        for (int64_t map = 0; map < maps; ++map) piece.map(queries[map], keys[map], width, all_maps.data() + map * area);
+        maps.compute(piece, all_maps.data());
         std::copy_n(all_maps.data(), area, attention.data());
         if (difference) add(attention.data(), -1, all_maps.data() + area, area);
         piece.drop(attention.data(), bytes, length);
@@ -234,14 +243,14 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
              of_values.step);
         a_bt(count, sources, depth, incoming.from(start), values.from(first), 0, of_attention.data(), sources);
         piece.drop(of_attention.data(), bytes, length);
-        for (int64_t map = 0; map < maps; ++map) {
+        for (int64_t map = 0; map < reach.maps(); ++map) {
           float* of_scores = attention.data();  // no longer needed
           for (int64_t i = 0; i < count; ++i)
             softmax_backward(all_maps.data() + map * area + i * sources, of_attention.data() + i * sources,
                              map ? -1.f : 1.f, of_scores + i * sources, sources);
-          a_b(count, width, sources, {of_scores, sources}, keys[map].from(first), 0, of_queries[map]->from(start),
+          a_b(count, width, sources, {of_scores, sources}, maps.keys[map].from(first), 0, of_queries[map]->from(start),
               of_queries[map]->step);
-          at_b(sources, width, count, {of_scores, sources}, queries[map].from(start), 1, of_keys[map]->from(first),
+          at_b(sources, width, count, {of_scores, sources}, maps.queries[map].from(start), 1, of_keys[map]->from(first),
                of_keys[map]->step);
         }
       }

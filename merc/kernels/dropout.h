@@ -18,6 +18,9 @@ class Mask {
 
   bool any() const { return dropped_ > 0; }
 
+  // Bytes that a row of n entries uses: the next one starts at a multiple of 4.
+  static int64_t stretch(int64_t n) { return (n + 3) / 4 * 4; }
+
   // y[i] = x[i] · mask[start + i]; start is a multiple of 4.
   void apply(const float* x, float* y, int64_t start, int64_t n) const {
     alignas(64) uint32_t words[CHUNK / 4];

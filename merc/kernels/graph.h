@@ -12,8 +12,6 @@
 
 namespace merc {
 
-inline Tensor rows_together(const Tensor& x) { return x.stride(-1) == 1 ? x : x.contiguous(); }
-
 inline void check_ends(const Tensor& z, const Tensor& vectors) {
   TORCH_CHECK(z.dim() == 3 && vectors.dim() == 3 && vectors.size(1) == 2, "rows of heads, two vectors for each map");
   TORCH_CHECK(vectors.size(0) % z.size(1) == 0 && vectors.size(0) * vectors.size(2) == z.size(1) * z.size(2),
@@ -22,7 +20,7 @@ inline void check_ends(const Tensor& z, const Tensor& vectors) {
 
 // (L, H, D) rows and (M, 2, C) vectors → (L, M, 2) inner products of each map's part of a row.
 inline Tensor ends(const Tensor& z_, const Tensor& vectors_) {
-  const Tensor z = rows_together(z_), vectors = vectors_.contiguous();
+  const Tensor z = strided(z_), vectors = vectors_.contiguous();
   check_ends(z, vectors);
   const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1), dim = z.size(2);
   Tensor out = at::empty({z.size(0), maps, 2}, vectors.options());
@@ -48,7 +46,7 @@ inline Tensor ends(const Tensor& z_, const Tensor& vectors_) {
 
 // Adds what comes from the inner products to the gradient of the rows; returns the gradient of the vectors.
 inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z_, const Tensor& vectors_) {
-  const Tensor z = rows_together(z_), vectors = vectors_.contiguous(), of_ends = of_ends_.contiguous();
+  const Tensor z = strided(z_), vectors = vectors_.contiguous(), of_ends = of_ends_.contiguous();
   check_ends(z, vectors);
   TORCH_CHECK(of_z.sizes() == z.sizes() && of_z.scalar_type() == z.scalar_type() && of_z.stride(-1) == 1,
               "a gradient like the rows, whose numbers lie together");
@@ -117,7 +115,7 @@ struct Band {
 
   bool difference() const { return coefficients.defined(); }
   float coefficient(int64_t head) const { return coefficients.const_data_ptr<float>()[head]; }
-  int64_t stretch() const { return (width + 3) / 4 * 4; }  // of the stream of random bytes, for one row of a head
+  int64_t stretch() const { return Mask::stretch(width); }  // for one row of a head
 
   const int64_t rows, maps, heads, blocks, size, width, past, columns;
   const float slope;

@@ -27,7 +27,7 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
   TORCH_CHECK(x_.dim() == 3 && weight_.sizes() == x_.sizes().slice(1) && bias_.sizes() == weight_.sizes(),
               "a weight and a bias for each channel of each head");
   const Tensor x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
-  const int64_t heads = x.size(1), dim = x.size(2), stretch = (dim + 3) / 4 * 4;
+  const int64_t heads = x.size(1), dim = x.size(2), stretch = Mask::stretch(dim);
   const Mask mask(seed, dropped);
   Tensor y = at::empty_like(x), moments = at::empty({x.size(0), heads, 2}, weight.options());
   float* moment = moments.mutable_data_ptr<float>();
@@ -67,7 +67,7 @@ inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
     int64_t seed, int64_t dropped) {
   TORCH_CHECK(of_y_.sizes() == x_.sizes() && of_y_.scalar_type() == x_.scalar_type(), "a gradient for each number");
   const Tensor of_y = of_y_.contiguous(), x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
-  const int64_t heads = x.size(1), dim = x.size(2), stretch = (dim + 3) / 4 * 4;
+  const int64_t heads = x.size(1), dim = x.size(2), stretch = Mask::stretch(dim);
   const Mask mask(seed, dropped);
   Tensor of_x = at::empty_like(x);
   Tensor sums = at::zeros({at::get_num_threads(), 2, heads, dim}, weight.options());

@@ -89,14 +89,18 @@ void with_type(const Tensor& x, const F& f) {
   TORCH_CHECK(false, "merc's kernels compute in float32 and bfloat16, not in ", x.scalar_type());
 }
 
-// One part of [0, count) for each thread: calls f(part, begin, end). Returns the number of parts.
+// One part of [0, count) for each thread: calls f(part, begin, end).
 template <typename F>
-int64_t in_parts(int64_t count, const F& f) {
+void in_parts(int64_t count, const F& f) {
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), count));
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) f(part, count * part / parts, count * (part + 1) / parts);
   });
-  return parts;
+}
+
+// Rows as BLAS can read them: not on top of each other, the numbers of each together.
+inline Tensor strided(const Tensor& x) {
+  return x.stride(-1) == 1 && x.stride(0) >= x.size(-1) ? x : x.clone(at::MemoryFormat::Contiguous);
 }
 
 }  // namespace merc

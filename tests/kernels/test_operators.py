@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merc.data.conversation import ConversationBatch
 from merc.kernels import native
 from merc.kernels.library import loaded
 from merc.models.attention import attend
@@ -18,15 +17,9 @@ from merc.models.dropout import Masks, RandomBytes, apply_mask, dropout, keep_sc
 from merc.models.graphs.banded import attention_band, ends, mix, receive_mapped
 from merc.models.graphs.neighbourhood import Neighbourhood, Relation, relation_graphs
 from merc.models.head_norm import head_norm_gelu
+from tests.models.test_banded import HEADS, any_graph, batch_of, doubles
 
 pytestmark = pytest.mark.skipif(not loaded(), reason="there is no C++ compiler")
-
-HEADS = 2
-SPEAKERS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=4)
-
-
-def doubles(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
 def assert_close(ours: Tensor, expected: Tensor) -> None:
@@ -49,13 +42,6 @@ def assert_agree(function: Callable[..., Tensor], *inputs: Tensor) -> None:
         others = torch.autograd.grad((use(expected) * weights).sum(), inputs, retain_graph=True)
         for gradient, other in zip(gradients, others, strict=True):
             assert_close(gradient, other)
-
-
-def batch_of(speakers: list[list[int]], padded: bool = False, causal: bool = False) -> ConversationBatch:
-    flat = torch.tensor([speaker for dialogue in speakers for speaker in dialogue])
-    lengths = tuple(len(dialogue) for dialogue in speakers)
-    batch = ConversationBatch({}, speakers=flat, labels=torch.zeros_like(flat), lengths=lengths, causal=causal)
-    return batch.with_padding(speaker=3) if padded else batch
 
 
 @pytest.fixture(params=[1, 3])
@@ -88,16 +74,9 @@ def test_ends_of_scores(threads: int, maps: int, transposed: bool) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    speakers=SPEAKERS,
-    window=st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    relational=st.booleans(),
-    difference=st.booleans(),
-    padded=st.booleans(),
-    self_loops=st.booleans(),
-)
+@any_graph
 def test_attention_of_a_band(
-    speakers: list[list[int]],
+    dialogues: list[list[int]],
     window: tuple[int, int],
     relational: bool,
     difference: bool,
@@ -105,7 +84,7 @@ def test_attention_of_a_band(
     self_loops: bool,
 ) -> None:
     torch.manual_seed(0)
-    graph = relation_graphs(batch_of(speakers, padded), *window, self_loops)["inter_speaker"]
+    graph = relation_graphs(batch_of(dialogues, padded), *window, self_loops)["inter_speaker"]
     maps = HEADS * (2 if difference else 1)
     others = [doubles(maps, len(Relation))] * relational + [doubles(HEADS)] * difference
 

@@ -17,10 +17,20 @@ HEADS = 2
 DIALOGUES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=4)
 
 
-def batch_of(dialogues: list[list[int]], padded: bool = False) -> ConversationBatch:
+any_graph = given(
+    dialogues=DIALOGUES,
+    window=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    relational=st.booleans(),
+    difference=st.booleans(),
+    padded=st.booleans(),
+    self_loops=st.booleans(),
+)
+
+
+def batch_of(dialogues: list[list[int]], padded: bool = False, causal: bool = False) -> ConversationBatch:
     speakers = torch.tensor([speaker for dialogue in dialogues for speaker in dialogue])
     lengths = tuple(len(dialogue) for dialogue in dialogues)
-    batch = ConversationBatch({}, speakers=speakers, labels=torch.zeros_like(speakers), lengths=lengths)
+    batch = ConversationBatch({}, speakers=speakers, labels=torch.zeros_like(speakers), lengths=lengths, causal=causal)
     return batch.with_padding(speaker=3) if padded else batch
 
 
@@ -70,14 +80,7 @@ def attention_of_all_pairs(
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    dialogues=DIALOGUES,
-    window=st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    relational=st.booleans(),
-    difference=st.booleans(),
-    padded=st.booleans(),
-    self_loops=st.booleans(),
-)
+@any_graph
 def test_attention_and_its_gradients_equal_dense_ones(
     dialogues: list[list[int]],
     window: tuple[int, int],
