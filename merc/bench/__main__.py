@@ -98,7 +98,7 @@ def subjects_of(model: str, overrides: tuple[str, ...], settings: Mapping[str, A
         for precision in PRECISIONS
         for name, subject in (("floor", subjects.floor), ("product", subjects.product))
     }
-    chosen["floor oneDNN"] = run(subjects.floor, "fp32", convolved=True)
+    chosen["own floor fp32"] = run(subjects.floor, "fp32", own=True)
     chosen["loop fp32"] = run(subjects.loop, "fp32")
     chosen["stages fp32"] = run(subjects.stages, "fp32")
     if compose(overrides).balancing.policy is not None:

@@ -147,7 +147,7 @@ class Floor:
         batches: the linear maps of each batch.
         training: the gradients' products, too.
         dtype: float32, or bfloat16.
-        convolved: by :func:`merc.models.linear.linear` and the like.
+        own: by :func:`merc.models.linear.linear` and the like.
         device: where to compute.
     """
 
@@ -156,12 +156,12 @@ class Floor:
         batches: Iterable[Iterable[LinearMap]],
         training: bool,
         dtype: torch.dtype,
-        convolved: bool = False,
+        own: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.options: dict[str, Any] = {"dtype": dtype, "device": device}
         self.buffers: dict[tuple[str, int, int], Tensor] = {}
-        self.convolved = convolved
+        self.own = own
         maps = [linear_map for batch in batches for linear_map in batch]
         most = max(linear_map.rows for linear_map in maps)
         self.products = [run for m in maps for run in self._products(m, most, training)]
@@ -170,7 +170,7 @@ class Floor:
         x_NI, dx_NI = (self._buffer(role, most, m.inputs)[: m.rows] for role in ("x", "dx"))
         y_NO, dy_NO = (self._buffer(role, most, m.outputs)[: m.rows] for role in ("y", "dy"))
         weight_OI, dweight_OI = (self._buffer(f"{role} of {m.weight}", m.outputs, m.inputs) for role in ("w", "dw"))
-        if self.convolved:
+        if self.own:
             yield lambda: linear(x_NI, weight_OI)
             if training:
                 yield lambda: product(dy_NO.T, x_NI)

@@ -90,7 +90,7 @@ def ratios(group: Group, targets: Mapping[str, Any]) -> Iterator[Ratio]:
         yield ratio(f"training {precision} / floor", compare(run, floor, "train"), "×", training)
         evaluation = targets["evaluation"]
         yield ratio(f"evaluation {precision} / floor", compare(run, floor, "evaluate"), "×", evaluation)
-    yield ratio("training fp32 / floor by oneDNN", compare("product fp32", "floor oneDNN", "train"), "×", None)
+    yield ratio("training fp32 / own floor", compare("product fp32", "own floor fp32", "train"), "×", None)
     overhead = [100 * (value - 1) for value in compare("product fp32", "loop fp32", "train")]
     yield ratio("framework beyond a bare loop", overhead, "%", 100 * targets["overhead"])
     if "balancing adaptive" in group.samples:

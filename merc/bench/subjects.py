@@ -117,13 +117,13 @@ class Setting:
         return loader
 
 
-def floor(overrides: Sequence[str], turns: Turns, convolved: bool = False) -> None:
+def floor(overrides: Sequence[str], turns: Turns, own: bool = False) -> None:
     """The necessary matrix products alone, in the precision of the run.
 
     Args:
         overrides: of the product's run.
         turns: whose turn it is.
-        convolved: as the product does them, not by ``torch.mm``.
+        own: as the product does them, not by ``torch.mm``.
     """
     setting = Setting.of(overrides)
     with torch.device("meta"):
@@ -131,8 +131,8 @@ def floor(overrides: Sequence[str], turns: Turns, convolved: bool = False) -> No
     maps = {split: [linear_maps(model, b.to("meta")) for b in setting.batches(split)] for split in ("train", "test")}
     dtype = DTYPES[setting.config["trainer"]["precision"]]
     epoch = {
-        "train": Floor(maps["train"], True, dtype, convolved),
-        "evaluate": Floor(maps["test"], False, dtype, convolved),
+        "train": Floor(maps["train"], True, dtype, own),
+        "evaluate": Floor(maps["test"], False, dtype, own),
     }
     while True:
         turns.wait()

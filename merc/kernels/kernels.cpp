@@ -6,6 +6,7 @@
 #include "dropout.h"
 #include "graph.h"
 #include "head_norm.h"
+#include "matrix_units.h"
 
 #define BAND                                                                                                   \
   "Tensor ends, Tensor? relation, Tensor? coefficients, Tensor connected, int past, int[] kinds, float slope," \
@@ -23,6 +24,9 @@ TORCH_LIBRARY(merc, library) {
   library.def("ends_backward(Tensor of_ends, Tensor(a!) of_z, Tensor z, Tensor vectors) -> Tensor");
   library.def("attention_band(" BAND ") -> Tensor");
   library.def("attention_band_backward(Tensor of_attention, " BAND ") -> (Tensor, Tensor, Tensor)");
+  library.def("has_matrix_units() -> bool", &merc::has_matrix_units);
+  library.def("product(Tensor a, Tensor b, Tensor? bias) -> Tensor");
+  library.def("product_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   library.def("mix(Tensor attention, Tensor values, int past) -> Tensor");
   library.def("mix_backward(Tensor of_out, Tensor attention, Tensor values, int past) -> (Tensor, Tensor)");
   library.def("attend(Tensor query, Tensor key, Tensor value, " REACH ") -> Tensor");
@@ -38,6 +42,8 @@ TORCH_LIBRARY_IMPL(merc, CPU, library) {
   library.impl("ends_backward", &merc::ends_backward);
   library.impl("attention_band", &merc::attention_band);
   library.impl("attention_band_backward", &merc::attention_band_backward);
+  library.impl("product", &merc::product);
+  library.impl("product_out", &merc::product_out);
   library.impl("mix", &merc::mix);
   library.impl("mix_backward", &merc::mix_backward);
   library.impl("attend", &merc::attend);

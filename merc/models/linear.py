@@ -1,13 +1,17 @@
 """Linear maps at the speed of the processor.
 
-PyTorch leaves products in single precision to the BLAS that it was built with, MKL in its wheels for x86. On processors
-of another maker than Intel that one is half as fast as oneDNN, which PyTorch has for convolutions: a convolution whose
-kernel is one pixel, over an image of one row whose pixels are the utterances, is the same product.
+PyTorch leaves products in single precision to the BLAS that it was built with, MKL in its wheels for x86. Two things
+are faster. Where a processor has matrix units, they can be made to compute in single precision
+(``merc/kernels/matrix_units.h``). Elsewhere, on processors of another maker than Intel, MKL is half as fast as oneDNN,
+which PyTorch has for convolutions: a convolution whose kernel is one pixel, over an image of one row whose pixels are
+the utterances, is the same product.
 
 N rows of I channels become rows of O channels.
 """
 
 import platform
+from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +21,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from merc.kernels import native
 from merc.models.plain import plain_form
 
-WORTHWHILE = 2**24  # multiplications below which a convolution costs more to set up than it saves
+WORTHWHILE = 2**24  # multiplications below which anything but the BLAS costs more to set up than it saves
 
 ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -35,6 +40,14 @@ BLAS_AT_HOME = torch.backends.mkl.is_available() and _made_by_intel()
 """Whether the BLAS is made for this processor."""
 
 
+class Engine(Enum):
+    """What computes a product."""
+
+    PYTORCH = "PyTorch, by its BLAS in single precision"
+    ONEDNN = "oneDNN, as a convolution"
+    MATRIX_UNITS = "merc's operators"
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` by :func:`linear`."""
 
@@ -45,89 +58,115 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """X Wᵀ + b, as ``F.linear``: (..., I) → (..., O)."""
-    if not _convolved(x, weight_OI):
+    engine = _engine(x, weight_OI)
+    if engine is Engine.PYTORCH:
         return F.linear(x, weight_OI, bias_O)
-    out_NO = cast(Tensor, _Linear.apply(x.flatten(0, -2), weight_OI, bias_O))  # type: ignore[no-untyped-call]
+    out_NO = cast(Tensor, _Linear.apply(x.flatten(0, -2), weight_OI, bias_O, engine))  # type: ignore[no-untyped-call]
     return out_NO.unflatten(0, x.shape[:-1])
 
 
 def product(x_NI: Tensor, weight_IO: Tensor) -> Tensor:
     """X W: (N, I) → (N, O)."""
-    if not _convolved(x_NI, weight_IO):
+    engine = _engine(x_NI, weight_IO)
+    if engine is Engine.PYTORCH:
         return x_NI @ weight_IO
-    return cast(Tensor, _Product.apply(x_NI, weight_IO))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Product.apply(x_NI, weight_IO, engine))  # type: ignore[no-untyped-call]
 
 
 def multiply(a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> None:
     """Write A B where it belongs; without a gradient."""
-    if not _convolved(a_NI, b_IO):
+    engine = _engine(a_NI, b_IO)
+    if engine is Engine.PYTORCH:
         torch.mm(a_NI, b_IO, out=out_NO)
+    elif engine is Engine.MATRIX_UNITS:
+        torch.ops.merc.product_out(a_NI, b_IO, out_NO)
     elif b_IO.is_contiguous():
-        out_NO.copy_(_times(a_NI, b_IO))
+        out_NO.copy_(_times(a_NI, b_IO, engine))
     else:
-        out_NO.copy_(_times_transposed(a_NI, b_IO.T))
+        out_NO.copy_(_times_transposed(a_NI, b_IO.T, engine))
 
 
 def compiled_for_each_shape(device: torch.device) -> bool:
     """Whether large products are oneDNN's, which compiles them anew for every number of rows: best there are few."""
-    return device.type == "cpu" and ONEDNN and (not BLAS_AT_HOME or torch.is_autocast_enabled("cpu"))
+    if device.type != "cpu" or not ONEDNN:
+        return False
+    return torch.is_autocast_enabled("cpu") or _engine_of_large() is Engine.ONEDNN
 
 
-def _convolved(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product in single precision on the CPU is large enough; lower precisions use oneDNN anyway."""
-    return (
-        not BLAS_AT_HOME
-        and ONEDNN
-        and not plain_form()
-        and x.device.type == "cpu"
+def _engine(x: Tensor, weight: Tensor) -> Engine:
+    """What computes a product in single precision on the CPU if it is large enough; PyTorch has all others."""
+    ours = (
+        x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and not plain_form()
         and not torch.is_autocast_enabled("cpu")
         and x.numel() // x.shape[-1] * weight.numel() >= WORTHWHILE
     )
+    return _engine_of_large(x, weight) if ours else Engine.PYTORCH
+
+
+def _engine_of_large(*operands: Tensor) -> Engine:
+    if native(*operands) and _has_matrix_units():
+        return Engine.MATRIX_UNITS
+    return Engine.PYTORCH if BLAS_AT_HOME or not ONEDNN else Engine.ONEDNN
+
+
+@cache
+def _has_matrix_units() -> bool:
+    """Whether merc's operators, which must be loaded, find any."""
+    return bool(torch.ops.merc.has_matrix_units())
 
 
 class _Linear(Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, engine: Engine) -> Tensor:
+        ctx.engine = engine
         ctx.save_for_backward(x_NI, weight_OI)
-        return _times_transposed(x_NI, weight_OI, bias_O)
+        return _times_transposed(x_NI, weight_OI, engine, bias_O)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_OI = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         return (
-            _times(of_out_NO, weight_OI) if of_x else None,
-            _times(of_out_NO.T, x_NI) if of_weight else None,
+            _times(of_out_NO, weight_OI, ctx.engine) if of_x else None,
+            _times(of_out_NO.T, x_NI, ctx.engine) if of_weight else None,
             of_out_NO.sum(0) if of_bias else None,
+            None,
         )
 
 
 class _Product(Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_IO: Tensor) -> Tensor:
+    def forward(ctx: Any, x_NI: Tensor, weight_IO: Tensor, engine: Engine) -> Tensor:
+        ctx.engine = engine
         ctx.save_for_backward(x_NI, weight_IO)
-        return _times(x_NI, weight_IO)
+        return _times(x_NI, weight_IO, engine)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_IO = ctx.saved_tensors
-        of_x, of_weight = ctx.needs_input_grad
+        of_x, of_weight, _ = ctx.needs_input_grad
         return (
-            _times_transposed(of_out_NO, weight_IO) if of_x else None,
-            _times(x_NI.T, of_out_NO) if of_weight else None,
+            _times_transposed(of_out_NO, weight_IO, ctx.engine) if of_x else None,
+            _times(x_NI.T, of_out_NO, ctx.engine) if of_weight else None,
+            None,
         )
 
 
-def _times(a_NI: Tensor, b_IO: Tensor) -> Tensor:
+def _times(a_NI: Tensor, b_IO: Tensor, engine: Engine) -> Tensor:
     """A B."""
+    if engine is Engine.MATRIX_UNITS:
+        return cast(Tensor, torch.ops.merc.product(a_NI, b_IO, None))
     return _rows(F.conv_transpose2d(_image(a_NI), b_IO[..., None, None]))
 
 
-def _times_transposed(a_NI: Tensor, b_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def _times_transposed(a_NI: Tensor, b_OI: Tensor, engine: Engine, bias_O: Tensor | None = None) -> Tensor:
     """A Bᵀ + b."""
+    if engine is Engine.MATRIX_UNITS:
+        return cast(Tensor, torch.ops.merc.product(a_NI, b_OI.T, bias_O))
     return _rows(F.conv2d(_image(a_NI), b_OI[..., None, None], bias_O))
 
 

@@ -72,16 +72,14 @@ def test_the_product_never_does_less(make_model: Make, make_batch: MakeBatch) ->
     assert flops(linear_maps(model, batch), training=True) < counter.get_total_flops()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "convolved"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
-)
+@pytest.mark.parametrize(("dtype", "own"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)])
 def test_the_floor_computes_what_it_counts(
-    make_model: Make, make_batch: MakeBatch, dtype: torch.dtype, convolved: bool
+    make_model: Make, make_batch: MakeBatch, dtype: torch.dtype, own: bool
 ) -> None:
     model = make_model("model=amb_dsgdn_released", "hyperparameters.heads=4")
     batches = [linear_maps(model, make_batch(lengths=lengths)) for lengths in ((4, 1), (9,))]
     for training in (True, False):
-        floor = Floor(batches, training, dtype, convolved)
+        floor = Floor(batches, training, dtype, own)
         with FlopCounterMode(display=False) as counter:
             floor.run()
         assert counter.get_total_flops() == sum(flops(maps, training) for maps in batches)

@@ -1,6 +1,6 @@
-"""Products through convolutions against PyTorch's own."""
+"""Products by merc's operators and through convolutions against PyTorch's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from merc.kernels.library import loaded
 from merc.models import linear as module
-from merc.models.linear import Linear, linear, multiply, product
+from merc.models.linear import Engine, Linear, linear, multiply, product
 
 SIZES = st.integers(1, 9)
 
@@ -22,22 +23,27 @@ def numbers(*shape: int) -> Tensor:
 def assert_same(ours: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
     """Values and gradients are equal."""
     out, expected = ours(*inputs), plain(*inputs)
-    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=5e-5)
     weights = torch.randn_like(expected)
     gradients = torch.autograd.grad((out * weights).sum(), inputs)
     for gradient, other in zip(gradients, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of any size are large enough."""
-    monkeypatch.setattr(module, "WORTHWHILE", 0)
-    monkeypatch.setattr(module, "BLAS_AT_HOME", False)
+OURS = [Engine.ONEDNN, pytest.param(Engine.MATRIX_UNITS, marks=pytest.mark.skipif(not loaded(), reason="no compiler"))]
 
 
-@pytest.mark.usefixtures("always")
-class TestConvolved:
+@pytest.fixture(params=OURS, scope="class")
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """What computes products of any size; merc's operators leave them to the BLAS where there are no matrix units."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WORTHWHILE", 0)
+        patch.setattr(module, "_engine_of_large", lambda *_: request.param)
+        yield request.param
+
+
+@pytest.mark.usefixtures("engine")
+class TestEngines:
     @settings(max_examples=40, deadline=None)
     @given(shape=st.lists(SIZES, min_size=1, max_size=3), outputs=SIZES, bias=st.booleans())
     def test_linear(self, shape: list[int], outputs: int, bias: bool) -> None:

@@ -1,0 +1,120 @@
+"""Products on matrix units against products in double precision, and the BLAS where it must compute them."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from merc.kernels.library import loaded
+
+pytestmark = pytest.mark.skipif(not loaded(), reason="there is no C++ compiler")
+
+LAYOUTS = st.sampled_from(["rows", "columns", "part of wider rows", "every other number"])
+SIZES = st.one_of(st.integers(0, 70), st.sampled_from([96, 512, 513, 800]))
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    out: Tensor = torch.ops.merc.product(a, b, bias)
+    return out
+
+
+def lying(layout: str, rows: int, columns: int) -> Tensor:
+    """Random numbers in memory as a layout has them."""
+    match layout:
+        case "rows":
+            return torch.randn(rows, columns)
+        case "columns":
+            return torch.randn(columns, rows).T
+        case "part of wider rows":
+            return torch.randn(rows, 2, columns)[:, 1]
+        case _:
+            return torch.randn(2 * rows, 2 * columns)[::2, ::2]
+
+
+def assert_as_exact_as_single_precision(ours: Tensor, a: Tensor, b: Tensor) -> None:
+    """No farther from the product in double precision than rounding every term and every sum takes it."""
+    exact = a.double() @ b.double()
+    bound = (a.double().abs() @ b.double().abs()) * 2.0**-24 * (4 + a.shape[1] ** 0.5) + 1e-30
+    assert ((ours.double() - exact).abs() <= bound).all()
+
+
+@pytest.fixture(params=[1, 2, 6])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=SIZES, inner=SIZES, columns=SIZES, a_layout=LAYOUTS, b_layout=LAYOUTS, seed=st.integers(0, 9))
+def test_any_shape_and_layout(rows: int, inner: int, columns: int, a_layout: str, b_layout: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    a, b = lying(a_layout, rows, inner), lying(b_layout, inner, columns)
+    ours = product(a, b)
+    assert ours.shape == (rows, columns)
+    assert_as_exact_as_single_precision(ours, a, b)
+
+
+def test_a_bias_is_added(threads: int) -> None:
+    torch.manual_seed(0)
+    a, b, bias = torch.randn(50, 600), torch.randn(600, 70), torch.randn(70)
+    torch.testing.assert_close(product(a, b, bias).double(), a.double() @ b.double() + bias, rtol=1e-5, atol=1e-4)
+
+
+def test_a_product_is_written_where_it_belongs(threads: int) -> None:
+    torch.manual_seed(0)
+    a, b, out = torch.randn(130, 600), torch.randn(600, 70), torch.zeros(130, 3, 70)
+    torch.ops.merc.product_out(a, b, out[:, 1])
+    assert_as_exact_as_single_precision(out[:, 1], a, b)
+    assert not out[:, [0, 2]].any()
+
+
+def test_the_number_of_threads_changes_nothing(threads: int) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(300, 700), torch.randn(700, 200)
+    ours = product(a, b)
+    torch.set_num_threads(1)
+    assert torch.equal(ours, product(a, b))
+
+
+@settings(max_examples=40, deadline=None)
+@given(exponents=st.lists(st.integers(-60, 60), min_size=40, max_size=40))
+def test_numbers_of_any_size(exponents: list[int]) -> None:
+    torch.manual_seed(0)
+    a = torch.randn(33, 40) * torch.tensor(exponents).float().exp2()
+    b = torch.randn(40, 35)
+    assert_as_exact_as_single_precision(product(a, b), a, b)
+
+
+@pytest.mark.parametrize("strange", [float("inf"), float("-inf"), float("nan"), 3.4e38])
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_not_finite_is_left_to_the_blas(strange: float, which: int) -> None:
+    torch.manual_seed(0)
+    factors = [torch.randn(40, 50), torch.randn(50, 45)]
+    factors[which][3, 7] = strange
+    a, b = factors
+    bias = torch.randn(45)
+    assert torch.equal(product(a, b, bias).nan_to_num(7.0), torch.addmm(bias, a, b).nan_to_num(7.0))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "bias", "said"),
+    [
+        (torch.zeros(3, 4), torch.zeros(5, 4), None, "no product"),
+        (torch.zeros(3, 4, 5), torch.zeros(5, 4), None, "no product"),
+        (torch.zeros(3, 4).double(), torch.zeros(4, 5).double(), None, "float32"),
+        (torch.zeros(3, 4), torch.zeros(4, 5), torch.zeros(4), "no bias"),
+    ],
+)
+def test_what_does_not_fit_is_refused(a: Tensor, b: Tensor, bias: Tensor | None, said: str) -> None:
+    with pytest.raises(RuntimeError, match=said):
+        product(a, b, bias)
+
+
+def test_no_place_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="no place"):
+        torch.ops.merc.product_out(torch.zeros(3, 4), torch.zeros(4, 5), torch.zeros(3, 4))
