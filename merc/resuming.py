@@ -48,11 +48,16 @@ class EpochSeeds(L.Callback):
 class AtomicCheckpoints(TorchCheckpointIO):
     """Checkpoint files that are whole or absent, whenever the process or the disk gives out.
 
-    They are written in the order in which they are saved, one at a time and beside the training; a copy in memory is
-    made at once. What goes wrong is raised at the next call.
+    They are written in the order in which they are saved, one at a time and beside the training. What the training goes
+    on to change is copied at once, but for what :class:`UntouchedWhileWritten` protects. What goes wrong is raised at
+    the next call.
+
+    Attributes:
+        protected: addresses of tensors that do not change before :meth:`wait` returned.
     """
 
     def __init__(self) -> None:
+        self.protected: frozenset[int] = frozenset()
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._last: Future[None] | None = None
 
@@ -63,8 +68,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
             MercError: the disk is full, or the folder cannot be written.
         """
         self.wait()
-        snapshot = apply_to_collection(checkpoint, Tensor, lambda tensor: tensor.detach().clone())
+        snapshot = apply_to_collection(checkpoint, Tensor, self._unchanging)
         self._last = self._writer.submit(_write, snapshot, Path(path))
+
+    def _unchanging(self, tensor: Tensor) -> Tensor:
+        return tensor.detach() if tensor.data_ptr() in self.protected else tensor.detach().clone()
 
     def wait(self) -> None:
         """Return when everything is on the disk.
@@ -79,6 +87,30 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def teardown(self) -> None:
         """The end of a training: :meth:`wait`."""
         self.wait()
+
+
+class UntouchedWhileWritten(L.Callback):
+    """Lets no step change the parameters, and what the optimizer keeps of them, before they are written.
+
+    So they need not be copied, and the forward and backward pass of the next step leave time for writing. On a GPU,
+    whose steps are shorter than that and whose memory is another, they are copied all the same.
+
+    Args:
+        checkpoints: of the same trainer.
+    """
+
+    def __init__(self, checkpoints: AtomicCheckpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        states = (state for optimizer in trainer.optimizers for state in optimizer.state.values())
+        tensors = [*pl_module.parameters(), *(x for state in states for x in state.values() if isinstance(x, Tensor))]
+        self.checkpoints.protected = frozenset(x.data_ptr() for x in tensors if x.device.type == "cpu")
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.checkpoints.wait()
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:

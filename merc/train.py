@@ -39,7 +39,7 @@ from merc.reporting.quiet import quiet_lightning
 from merc.reporting.recorder import Recorder
 from merc.reporting.run_folder import RunFolder, claim, run_name, run_path
 from merc.reporting.tables import closing_line, closing_tables, show
-from merc.resuming import AtomicCheckpoints, EpochSeeds, seed_everything
+from merc.resuming import AtomicCheckpoints, EpochSeeds, UntouchedWhileWritten, seed_everything
 
 Module = TypeVar("Module", bound=EmotionRecognition)
 
@@ -183,11 +183,11 @@ def fit_run(config: dict[str, Any], folder: RunFolder, group: str, observers: Se
     """Everything between an empty run folder, or a checkpoint in it, and a complete one."""
     data, module = build_run(config, EmotionRecognition)
     with open_logger(config, folder, group) as logger:
-        recorder = Recorder(folder)
+        recorder, checkpoints = Recorder(folder), AtomicCheckpoints()
         trainer = build_trainer(
             config,
-            callbacks=[*_train_callbacks(config, recorder), *observers],
-            plugins=[AtomicCheckpoints()],
+            callbacks=[*_train_callbacks(config, recorder), UntouchedWhileWritten(checkpoints), *observers],
+            plugins=[checkpoints],
             logger=logger or False,
             default_root_dir=folder.path,
         )

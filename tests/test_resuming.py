@@ -3,16 +3,20 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from merc import resuming
 from merc.errors import MercError
-from merc.resuming import AtomicCheckpoints
+from merc.resuming import AtomicCheckpoints, UntouchedWhileWritten
 
 
 @pytest.fixture
@@ -88,6 +92,67 @@ def test_what_goes_wrong_is_raised_at_the_next_call_and_only_there(
     checkpoints.save_checkpoint({"epoch": 2}, tmp_path / "next.ckpt")
     checkpoints.wait()
     assert load(tmp_path / "next.ckpt") == {"epoch": 2}
+
+
+class Line(L.LightningModule):
+    """Two parameters, and a buffer that every forward pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def training_step(self, batch: Tensor, _: int) -> Tensor:
+        self.seen += 1
+        loss: Tensor = self.layer(batch).square().mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+class SaveEachEpoch(L.Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.expected: list[Any] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt")
+        moments = [x.clone() for state in trainer.optimizers[0].state.values() for x in state.values()]
+        self.expected.append(({k: x.clone() for k, x in pl_module.state_dict().items()}, moments))
+
+
+def test_a_slow_disk_gets_the_state_of_the_epoch_without_a_copy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written: list[dict[str, Any]] = []
+    write: Callable[..., None] = resuming._write
+
+    def slowly(checkpoint: dict[str, Any], path: Path) -> None:
+        time.sleep(0.2)
+        written.append(checkpoint)
+        write(checkpoint, path)
+
+    monkeypatch.setattr(resuming, "_write", slowly)
+    checkpoints, saving, module = AtomicCheckpoints(), SaveEachEpoch(tmp_path), Line()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        callbacks=[saving, UntouchedWhileWritten(checkpoints)],
+        plugins=[checkpoints],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(torch.ones(4, 1), batch_size=2))
+    for epoch, (weights, moments) in enumerate(saving.expected):
+        saved = load(tmp_path / f"{epoch}.ckpt")
+        assert all(torch.equal(saved["state_dict"][name], x) for name, x in weights.items())
+        states = saved["optimizer_states"][0]["state"].values()
+        assert all(torch.equal(x, y) for x, y in zip((x for s in states for x in s.values()), moments, strict=True))
+    (first, *_) = written
+    assert first["state_dict"]["layer.weight"].data_ptr() == module.layer.weight.data_ptr()
 
 
 def test_waiting_for_nothing_returns(checkpoints: AtomicCheckpoints) -> None:

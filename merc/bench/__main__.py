@@ -61,7 +61,7 @@ def _refuse_unknown(key: str, given: list[str], valid: list[str]) -> None:
 
 def _measure(model: str, corpus: str, store: Path, settings: Mapping[str, Any]) -> Group:
     overrides = (f"model={model}", *COMMON, *settings["overrides"].split())
-    stored = (*overrides, f"data={corpus}", f"data.store={store}", "trainer.max_epochs=1")
+    stored = (*overrides, f"data={corpus}", f"data.store={store}", "trainer.max_epochs=2")
 
     def note(text: str) -> None:
         print(f"{model} on {corpus}: {text}", file=sys.stderr, flush=True)
