@@ -23,6 +23,10 @@ class Mask {
 
   // y[i] = x[i] · mask[start + i]; start is a multiple of 4.
   void apply(const float* x, float* y, int64_t start, int64_t n) const {
+    if (!any()) {
+      if (x != y) std::copy_n(x, n, y);
+      return;
+    }
     alignas(64) uint32_t words[CHUNK / 4];
     alignas(64) uint8_t bytes[CHUNK];
     const int32_t dropped = dropped_;  // on the stack no result can lie over them
@@ -64,19 +68,13 @@ inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped) {
   const Tensor x = x_.contiguous();
   Tensor y = at::empty_like(x);
   const Mask mask(seed, dropped);
-  constexpr int64_t BLOCK = 2048;
-  const int64_t n = x.numel();
   with_type(x, [&]<typename T>() {
     const T* from = x.const_data_ptr<T>();
     T* to = y.mutable_data_ptr<T>();
-    at::parallel_for(0, (n + BLOCK - 1) / BLOCK, 8, [&](int64_t begin, int64_t end) {
-      alignas(64) float scratch[BLOCK];
-      for (int64_t start = begin * BLOCK; start < std::min(n, end * BLOCK); start += BLOCK) {
-        const int64_t count = std::min(BLOCK, n - start);
-        float* out = place(to + start, scratch);
-        mask.apply(single(from + start, scratch, count), out, start, count);
-        keep(to + start, out, count);
-      }
+    in_blocks(x.numel(), [&](int64_t start, int64_t count, float* scratch, float* result) {
+      float* out = place(to + start, result);
+      mask.apply(single(from + start, scratch, count), out, start, count);
+      keep(to + start, out, count);
     });
   });
   return y;

@@ -3,23 +3,9 @@
 
 #include <tuple>
 
-#include "dropout.h"
+#include "gelu.h"
 
 namespace merc {
-
-constexpr float SQRT_HALF = 0.70710678118654752f;
-constexpr float DENSITY_AT_0 = 0.39894228040143268f;  // of the normal distribution
-
-inline Lanes below(const Lanes& x) {  // distribution function of the normal distribution
-  return Lanes(0.5f) * (Lanes(1.f) + (x * Lanes(SQRT_HALF)).erf());
-}
-
-inline Lanes gelu(const Lanes& x) { return x * below(x); }
-
-inline Lanes slope_of_gelu(const Lanes& x) {
-  const Lanes density = Lanes(DENSITY_AT_0) * (x * x * Lanes(-0.5f)).exp_u20();
-  return at::vec::fmadd(x, density, below(x));
-}
 
 // (N, H, D), (H, D), (H, D) → (N, H, D) and, for the backward pass, (N, H, 2) mean and 1/sd.
 inline std::tuple<Tensor, Tensor> head_norm_gelu(
@@ -51,9 +37,9 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
         const float *w_row = w + row % heads * dim, *b_row = b + row % heads * dim;
         pieces(dim, [&](int64_t i, int64_t count) {
           const Lanes normed = (load(in + i, count) - Lanes(mean)) * Lanes(scale);
-          store(out + i, gelu(at::vec::fmadd(normed, load(w_row + i, count), load(b_row + i, count))), count);
+          store(out + i, Gelu::value(at::vec::fmadd(normed, load(w_row + i, count), load(b_row + i, count))), count);
         });
-        if (mask.any()) mask.apply(out, out, row * stretch, dim);
+        mask.apply(out, out, row * stretch, dim);
         keep(to + row * dim, out, dim);
       }
     });
@@ -95,7 +81,7 @@ inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
         pieces(dim, [&](int64_t i, int64_t count) {
           const Lanes normed = (load(in + i, count) - mean) * scale, factor = load(w_row + i, count);
           const Lanes of_inner =
-              load(of_out + i, count) * slope_of_gelu(at::vec::fmadd(normed, factor, load(b_row + i, count)));
+              load(of_out + i, count) * Gelu::slope(at::vec::fmadd(normed, factor, load(b_row + i, count)));
           store(of_w + i, at::vec::fmadd(of_inner, normed, load(of_w + i, count)), count);
           store(of_b + i, load(of_b + i, count) + of_inner, count);
           const Lanes of_normed = of_inner * factor;  // 0 in lanes behind the end, as the factor is

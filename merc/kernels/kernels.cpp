@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "dropout.h"
+#include "gelu.h"
 #include "graph.h"
 #include "head_norm.h"
 #include "matrix_units.h"
@@ -15,6 +16,8 @@
 
 TORCH_LIBRARY(merc, library) {
   library.def("dropout(Tensor x, int seed, int dropped) -> Tensor");
+  library.def("gelu(Tensor x, float gain, bool tanh, int seed, int dropped) -> Tensor");
+  library.def("gelu_backward(Tensor of_y, Tensor x, float gain, bool tanh, int seed, int dropped) -> Tensor");
   library.def(
       "head_norm_gelu(Tensor x, Tensor weight, Tensor bias, float epsilon, int seed, int dropped) -> (Tensor, Tensor)");
   library.def(
@@ -36,6 +39,8 @@ TORCH_LIBRARY(merc, library) {
 
 TORCH_LIBRARY_IMPL(merc, CPU, library) {
   library.impl("dropout", &merc::dropout);
+  library.impl("gelu", &merc::gelu);
+  library.impl("gelu_backward", &merc::gelu_backward);
   library.impl("head_norm_gelu", &merc::head_norm_gelu);
   library.impl("head_norm_gelu_backward", &merc::head_norm_gelu_backward);
   library.impl("ends", &merc::ends);

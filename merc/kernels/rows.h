@@ -98,6 +98,17 @@ void in_parts(int64_t count, const F& f) {
   });
 }
 
+// Calls f(start, count, scratch, more scratch) for each block of n numbers.
+template <typename F>
+inline void in_blocks(int64_t n, const F& f) {
+  constexpr int64_t BLOCK = 2048;
+  at::parallel_for(0, (n + BLOCK - 1) / BLOCK, 8, [&](int64_t begin, int64_t end) {
+    alignas(64) float scratch[BLOCK], more[BLOCK];
+    for (int64_t start = begin * BLOCK; start < std::min(n, end * BLOCK); start += BLOCK)
+      f(start, std::min(BLOCK, n - start), scratch, more);
+  });
+}
+
 // Rows as BLAS can read them: not on top of each other, the numbers of each together.
 inline Tensor strided(const Tensor& x) {
   return x.stride(-1) == 1 && x.stride(0) >= x.size(-1) ? x : x.clone(at::MemoryFormat::Contiguous);

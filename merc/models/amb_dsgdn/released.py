@@ -31,7 +31,7 @@ def _transformer(tensors: Mapping[str, Tensor], ours: str, theirs: str) -> Itera
     yield from linear(tensors, f"{ours}.attention.output", f"{theirs}.self_attn.linear")
     yield from linear(tensors, f"{ours}.feed_forward.0", f"{theirs}.feed_forward.layer_norm")
     yield from linear(tensors, f"{ours}.feed_forward.1", f"{theirs}.feed_forward.w_1")
-    yield from linear(tensors, f"{ours}.feed_forward.4", f"{theirs}.feed_forward.w_2")
+    yield from linear(tensors, f"{ours}.feed_forward.2", f"{theirs}.feed_forward.w_2")
 
 
 def _graph(tensors: Mapping[str, Tensor], ours: str, theirs: str) -> Iterator[View]:

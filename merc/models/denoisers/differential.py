@@ -11,6 +11,7 @@ from merc.errors import MercError
 from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.dropout import Dropout
+from merc.models.gelu_linear import GeluLinear
 from merc.models.linear import Linear
 from merc.models.stages import head_width
 
@@ -184,7 +185,6 @@ class DifferentialDenoiser(nn.Module):
         super().__init__()
         if positions not in POSITIONS:
             raise MercError(f"denoiser positions={positions} must be {' or '.join(POSITIONS)}.")
-        self.gelu_gain = gelu_gain
         self.output_weight = output_weight
         self.positions = POSITIONS[positions](hidden_dim)
         self.delta = LocalDelta(hidden_dim)
@@ -194,7 +194,7 @@ class DifferentialDenoiser(nn.Module):
         self.attention_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.feed_forward_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.expand = Linear(hidden_dim, hidden_dim)
-        self.contract = Linear(hidden_dim, hidden_dim)
+        self.contract = GeluLinear(hidden_dim, hidden_dim, dropout, approximate="tanh", gain=gelu_gain)
         self.output_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.dropout = Dropout(dropout)
 
@@ -204,10 +204,6 @@ class DifferentialDenoiser(nn.Module):
         mixed_ND = self.context_gate(positioned_ND, self.delta(x_ND, batch))
         z_ND = self.input_norm(mixed_ND + positioned_ND)
         z_ND = self.attention_norm(z_ND + self.attention(z_ND, batch))
-        z_ND = self.output_norm(2 * z_ND + self._feed_forward(z_ND))
+        fed_ND = self.dropout(self.contract(self.expand(self.feed_forward_norm(z_ND))))
+        z_ND = self.output_norm(2 * z_ND + fed_ND)
         return positioned_ND + self.output_weight * z_ND
-
-    def _feed_forward(self, z_ND: Tensor) -> Tensor:
-        hidden_ND = self.gelu_gain * F.gelu(self.expand(self.feed_forward_norm(z_ND)), approximate="tanh")
-        out_ND: Tensor = self.dropout(self.contract(self.dropout(hidden_ND)))
-        return out_ND

@@ -8,6 +8,7 @@ from merc.data.conversation import ConversationBatch
 from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.dropout import Dropout
+from merc.models.gelu_linear import GeluLinear
 from merc.models.linear import Linear
 from merc.models.stages import head_width
 
@@ -66,9 +67,7 @@ class TransformerLayer(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(hidden_dim, eps=1e-6),
             Linear(hidden_dim, hidden_dim),
-            nn.GELU(approximate="tanh"),
-            Dropout(dropout),
-            Linear(hidden_dim, hidden_dim),
+            GeluLinear(hidden_dim, hidden_dim, dropout, approximate="tanh"),
             Dropout(dropout),
         )
         self.dropout = Dropout(dropout)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from merc.data.conversation import ConversationBatch
 from merc.models.attention import attend
 from merc.models.dropout import Dropout
+from merc.models.gelu_linear import GeluLinear
 from merc.models.linear import Linear, linear
 from merc.models.stages import Rows, head_width
 
@@ -53,13 +54,9 @@ class ModalityFusion(nn.Module):
         super().__init__()
         self.attention = CrossAttention(hidden_dim, heads, dropout)
         self.gate = Linear(2 * hidden_dim, hidden_dim)
-        widths = [hidden_dim, 4 * hidden_dim, 4 * hidden_dim, 4 * hidden_dim]
-        hidden = [
-            layer
-            for inputs, outputs in pairwise(widths)
-            for layer in (Linear(inputs, outputs), nn.GELU(), Dropout(dropout))
-        ]
-        self.feed_forward = nn.Sequential(*hidden, Linear(widths[-1], hidden_dim), Dropout(dropout))
+        widths = [4 * hidden_dim, 4 * hidden_dim, 4 * hidden_dim, hidden_dim]
+        further = [GeluLinear(inputs, outputs, dropout) for inputs, outputs in pairwise(widths)]
+        self.feed_forward = nn.Sequential(Linear(hidden_dim, widths[0]), *further, Dropout(dropout))
 
     def forward(self, x_ND: Tensor, normed_ND: Tensor, others: Sequence[Tensor], batch: ConversationBatch) -> Tensor:
         """(N, D) rows, the same normed, and the normed rows of the other modalities → (N, D)."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.models.dropout import Dropout
+from merc.models.gelu_linear import GeluLinear
 from merc.models.graphs.neighbourhood import Neighbourhood, window_mask
 from merc.models.graphs.relational import xavier
 from merc.models.linear import Linear
@@ -40,7 +41,7 @@ class CrossModalGraph(nn.Module):
         self.receiver = nn.Parameter(xavier(count, hidden_dim, fan=hidden_dim + 1))
         self.source = nn.Parameter(xavier(count, hidden_dim, fan=hidden_dim + 1))
         self.direction = nn.Parameter(torch.zeros(count, count, DIRECTIONS))
-        self.outputs = nn.ModuleDict({m: Linear(hidden_dim, hidden_dim) for m in self.modalities})
+        self.outputs = nn.ModuleDict({m: GeluLinear(hidden_dim, hidden_dim, dropout) for m in self.modalities})
         self.norms = nn.ModuleDict({m: nn.LayerNorm(hidden_dim) for m in self.modalities})
         self.dropout = Dropout(dropout)
 
@@ -64,5 +65,5 @@ class CrossModalGraph(nn.Module):
             absent = ~inside.repeat(1, 1, len(others))
             attention = F.leaky_relu(scores, 0.2).masked_fill(absent, torch.finfo(scores.dtype).min).softmax(-1)
             received = hood.unblock(self.dropout(attention) @ torch.cat([windows[o] for _, o in others], dim=1))
-            updated[m] = self.norms[m](rows[m] + self.outputs[m](self.dropout(F.gelu(received))))
+            updated[m] = self.norms[m](rows[m] + self.outputs[m](received))
         return updated

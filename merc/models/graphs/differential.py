@@ -69,5 +69,5 @@ class DiffRGCN(GraphBlock):
             output=DifferentialAttention(heads * hidden_dim, hidden_dim, 1, dropout, output_depth, normalize),
             hidden_dim=hidden_dim,
             dropout=dropout,
-            activations=[nn.GELU()] if normalize else [],
+            gelu=normalize,
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from merc.models.dropout import Dropout
+from merc.models.gelu_linear import GeluLinear
 from merc.models.graphs.banded import attention_band, ends, receive, receive_mapped
 from merc.models.graphs.neighbourhood import Relation, RelationGraph
 from merc.models.head_norm import head_norm_gelu
@@ -140,7 +141,7 @@ class GraphBlock(nn.Module):
         output: layer called with (N, H·D) rows and a graph, returning (N, 1, D).
         hidden_dim: D.
         dropout: of the input and between the two layers.
-        activations: applied in order behind the output layer.
+        gelu: GELU behind the output layer.
     """
 
     def __init__(
@@ -149,13 +150,12 @@ class GraphBlock(nn.Module):
         output: nn.Module,
         hidden_dim: int,
         dropout: float,
-        activations: Sequence[nn.Module] = (),
+        gelu: bool = False,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.output = output
-        self.activation = nn.Sequential(*activations)
-        self.linear = Linear(hidden_dim, hidden_dim)
+        self.linear = GeluLinear(hidden_dim, hidden_dim) if gelu else Linear(hidden_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim, eps=1e-5)
         self.dropout = Dropout(dropout)
 
@@ -163,5 +163,5 @@ class GraphBlock(nn.Module):
         """(N, D) → (N, D)."""
         heads_NHD = self.heads(self.dropout(x_ND), graph, rate=self.dropout.rate)
         output_ND = self.output(heads_NHD.flatten(1), graph).squeeze(1)
-        out_ND: Tensor = self.norm(self.linear(self.activation(output_ND)) + x_ND)
+        out_ND: Tensor = self.norm(self.linear(output_ND) + x_ND)
         return out_ND

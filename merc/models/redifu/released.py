@@ -67,5 +67,5 @@ def _fusion(tensors: Mapping[str, Tensor], ours: str, letter: str) -> Iterator[V
     yield f"mutual_former.attn_{letter}.qkv.weight", tensors[f"{ours}.attention.query_key_value.weight"]
     yield from linear(tensors, f"{ours}.attention.output", f"mutual_former.attn_{letter}.proj")
     yield from linear(tensors, f"{ours}.gate", f"mutual_former.gate_{letter}.gate.0")
-    for layer in (0, 3, 6, 9):
-        yield from linear(tensors, f"{ours}.feed_forward.{layer}", f"mutual_former.mlp_{letter}.layers.{layer}")
+    for layer in range(4):
+        yield from linear(tensors, f"{ours}.feed_forward.{layer}", f"mutual_former.mlp_{letter}.layers.{3 * layer}")

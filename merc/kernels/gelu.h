@@ -1,0 +1,84 @@
+// dropout(gain · GELU(x)), and nothing of it kept for the backward pass but x.
+#pragma once
+
+#include "dropout.h"
+
+namespace merc {
+
+constexpr float SQRT_HALF = 0.70710678118654752f;
+constexpr float DENSITY_AT_0 = 0.39894228040143268f;  // of the normal distribution
+
+// x times the distribution function of the normal distribution.
+struct Gelu {
+  static Lanes below(const Lanes& x) { return Lanes(0.5f) * (Lanes(1.f) + (x * Lanes(SQRT_HALF)).erf()); }
+  static Lanes value(const Lanes& x) { return x * below(x); }
+  static Lanes slope(const Lanes& x) {
+    const Lanes density = Lanes(DENSITY_AT_0) * (x * x * Lanes(-0.5f)).exp_u20();
+    return at::vec::fmadd(x, density, below(x));
+  }
+};
+
+// The same with the approximation (1 + tanh(a x + b x³))/2 of the distribution function.
+struct TanhGelu {
+  static constexpr float A = 0.79788456080286536f, B = 0.044715f * A;
+  static Lanes tanh(const Lanes& x) { return (x * at::vec::fmadd(Lanes(B), x * x, Lanes(A))).tanh(); }
+  static Lanes value(const Lanes& x) { return Lanes(0.5f) * x * (Lanes(1.f) + tanh(x)); }
+  static Lanes slope(const Lanes& x) {
+    const Lanes t = tanh(x), inner = at::vec::fmadd(Lanes(3 * B), x * x, Lanes(A));
+    return Lanes(0.5f) * (Lanes(1.f) + t + x * (Lanes(1.f) - t * t) * inner);
+  }
+};
+
+template <typename Kind>
+inline Tensor gelu_of_kind(const Tensor& x, float gain, const Mask& mask) {
+  Tensor y = at::empty_like(x);
+  with_type(x, [&]<typename T>() {
+    const T* from = x.const_data_ptr<T>();
+    T* to = y.mutable_data_ptr<T>();
+    in_blocks(x.numel(), [&](int64_t start, int64_t count, float* scratch, float* result) {
+      const float* in = single(from + start, scratch, count);
+      float* out = place(to + start, result);
+      pieces(count, [&](int64_t i, int64_t n) { store(out + i, Lanes(gain) * Kind::value(load(in + i, n)), n); });
+      mask.apply(out, out, start, count);
+      keep(to + start, out, count);
+    });
+  });
+  return y;
+}
+
+template <typename Kind>
+inline Tensor gelu_backward_of_kind(const Tensor& of_y, const Tensor& x, float gain, const Mask& mask) {
+  Tensor of_x = at::empty_like(x);
+  with_type(x, [&]<typename T>() {
+    const T *incoming = of_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>();
+    T* to = of_x.mutable_data_ptr<T>();
+    in_blocks(x.numel(), [&](int64_t start, int64_t count, float* scratch, float* result) {
+      float* out = place(to + start, result);
+      mask.apply(single(incoming + start, scratch, count), out, start, count);
+      const float* in = single(from + start, scratch, count);
+      pieces(count, [&](int64_t i, int64_t n) {
+        store(out + i, load(out + i, n) * Lanes(gain) * Kind::slope(load(in + i, n)), n);
+      });
+      keep(to + start, out, count);
+    });
+  });
+  return of_x;
+}
+
+inline Tensor gelu(const Tensor& x_, double gain_, bool tanh, int64_t seed, int64_t dropped) {
+  const Tensor x = x_.contiguous();
+  const auto gain = static_cast<float>(gain_);
+  const Mask mask(seed, dropped);
+  return tanh ? gelu_of_kind<TanhGelu>(x, gain, mask) : gelu_of_kind<Gelu>(x, gain, mask);
+}
+
+inline Tensor gelu_backward(
+    const Tensor& of_y_, const Tensor& x_, double gain_, bool tanh, int64_t seed, int64_t dropped) {
+  TORCH_CHECK(of_y_.sizes() == x_.sizes() && of_y_.scalar_type() == x_.scalar_type(), "a gradient for each number");
+  const Tensor of_y = of_y_.contiguous(), x = x_.contiguous();
+  const auto gain = static_cast<float>(gain_);
+  const Mask mask(seed, dropped);
+  return tanh ? gelu_backward_of_kind<TanhGelu>(of_y, x, gain, mask) : gelu_backward_of_kind<Gelu>(of_y, x, gain, mask);
+}
+
+}  // namespace merc

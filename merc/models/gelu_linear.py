@@ -1,0 +1,79 @@
+"""A linear map behind GELU and dropout, the second half of a feed-forward network."""
+
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from merc.kernels import drops, native
+from merc.models.linear import Linear, linear, product
+from merc.models.precision import lower_precision
+
+Approximation = Literal["none", "tanh"]
+
+
+class GeluLinear(Linear):
+    """W dropout(gain · GELU(x)) + b.
+
+    Args:
+        in_features: I, the widest rows of a model.
+        out_features: O.
+        dropout: probability with which an entry is dropped in training.
+        approximate: of GELU, see ``nn.GELU``.
+        gain: factor of GELU.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        dropout: float = 0.0,
+        approximate: Approximation = "none",
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__(in_features, out_features)
+        self.dropout = dropout
+        self.approximate: Approximation = approximate
+        self.gain = gain
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """(N, I) → (N, O)."""
+        rate = self.dropout if self.training else 0.0
+        return gelu_linear(x_NI, self.weight, self.bias, rate, self.approximate, self.gain)
+
+
+def gelu_linear(
+    x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor, dropout: float, approximate: Approximation, gain: float
+) -> Tensor:
+    """What :class:`GeluLinear` does: (N, I) → (N, O)."""
+    x_NI, weight_OI, bias_O = operands = lower_precision(x_NI, weight_OI, bias_O)
+    if native(*operands):
+        settings = (gain, approximate == "tanh", *drops(dropout))
+        return cast(Tensor, _GeluLinear.apply(*operands, settings))  # type: ignore[no-untyped-call]
+    hidden_NI = gain * F.gelu(x_NI, approximate=approximate)
+    return linear(F.dropout(hidden_NI, dropout) if dropout else hidden_NI, weight_OI, bias_O)
+
+
+class _GeluLinear(Function):
+    """Keeps its input only: what enters the product is computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor, settings: tuple[Any, ...]) -> Tensor:
+        ctx.settings = settings
+        ctx.save_for_backward(x_NI, weight_OI)
+        return linear(torch.ops.merc.gelu(x_NI, *settings), weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_OI = ctx.saved_tensors
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        return (
+            torch.ops.merc.gelu_backward(product(of_out_NO, weight_OI), x_NI, *ctx.settings) if of_x else None,
+            product(of_out_NO.T, torch.ops.merc.gelu(x_NI, *ctx.settings)) if of_weight else None,
+            of_out_NO.sum(0) if of_bias else None,
+            None,
+        )
