@@ -44,6 +44,43 @@ inline Tensor ends(const Tensor& z_, const Tensor& vectors_) {
   return out;
 }
 
+inline void check_relations(const Tensor& vectors, const Tensor& tables) {
+  TORCH_CHECK(vectors.dim() == 2 && tables.dim() == 3 && vectors.size(1) == tables.size(2) && tables.size(0) > 0 &&
+                  vectors.size(0) % tables.size(0) == 0, "a table of relation vectors for every so many maps");
+}
+
+// (M, V) vectors and (T, R, V) tables → (M, R): each map's inner products with the vectors of its table.
+inline Tensor relation_scores(const Tensor& vectors_, const Tensor& tables_) {
+  check_relations(vectors_, tables_);
+  const Tensor vectors = vectors_.contiguous(), tables = tables_.contiguous();
+  const int64_t maps = vectors.size(0), kinds = tables.size(1), dim = tables.size(2), shared = maps / tables.size(0);
+  Tensor out = at::empty({maps, kinds}, vectors.options());
+  const float *vector = vectors.const_data_ptr<float>(), *table = tables.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  for (int64_t map = 0; map < maps; ++map)
+    for (int64_t kind = 0; kind < kinds; ++kind)
+      to[map * kinds + kind] = dot(vector + map * dim, table + (map / shared * kinds + kind) * dim, dim);
+  return out;
+}
+
+inline std::tuple<Tensor, Tensor> relation_scores_backward(
+    const Tensor& of_scores_, const Tensor& vectors_, const Tensor& tables_) {
+  check_relations(vectors_, tables_);
+  const Tensor of_scores = of_scores_.contiguous(), vectors = vectors_.contiguous(), tables = tables_.contiguous();
+  const int64_t maps = vectors.size(0), kinds = tables.size(1), dim = tables.size(2), shared = maps / tables.size(0);
+  Tensor of_vectors = at::zeros_like(vectors), of_tables = at::zeros_like(tables);
+  const float *vector = vectors.const_data_ptr<float>(), *table = tables.const_data_ptr<float>();
+  const float* incoming = of_scores.const_data_ptr<float>();
+  float *to_vectors = of_vectors.mutable_data_ptr<float>(), *to_tables = of_tables.mutable_data_ptr<float>();
+  for (int64_t map = 0; map < maps; ++map)
+    for (int64_t kind = 0; kind < kinds; ++kind) {
+      const int64_t entry = (map / shared * kinds + kind) * dim;
+      add(to_vectors + map * dim, incoming[map * kinds + kind], table + entry, dim);
+      add(to_tables + entry, incoming[map * kinds + kind], vector + map * dim, dim);
+    }
+  return {of_vectors, of_tables};
+}
+
 // Adds what comes from the inner products to the gradient of the rows; returns the gradient of the vectors.
 inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z_, const Tensor& vectors_) {
   const Tensor z = strided(z_), vectors = vectors_.contiguous(), of_ends = of_ends_.contiguous();
@@ -242,7 +279,9 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
     }
   });
   const Tensor right = of_right.sum(0).slice(1, band.past, band.past + band.rows);
-  return {at::stack({of_left.t(), right.t()}, 2), of_relation.sum(0), of_coefficients.sum(0)};
+  Tensor of_kinds = of_relation.sum(0);
+  if (relation) of_kinds = at::zeros_like(*relation).index_add_(1, at::tensor(kinds), of_kinds);
+  return {at::stack({of_left.t(), right.t()}, 2), of_kinds, of_coefficients.sum(0)};
 }
 
 // The candidates of a block that are rows of the batch.

@@ -1,4 +1,4 @@
-// dropout(GELU(w · (x − mean)/sd + b)) of rows.
+// dropout(GELU(scale · (w · (x − mean)/sd + b))) of rows.
 #pragma once
 
 #include <tuple>
@@ -7,12 +7,15 @@
 
 namespace merc {
 
+inline Tensor scaled(const Tensor& x, double scale) { return (scale == 1 ? x : x * scale).contiguous(); }
+
 // (N, H, D), (H, D), (H, D) → (N, H, D) and, for the backward pass, (N, H, 2) mean and 1/sd.
 inline std::tuple<Tensor, Tensor> head_norm_gelu(
-    const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double epsilon, int64_t seed, int64_t dropped) {
+    const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double scale_of_all, double epsilon, int64_t seed,
+    int64_t dropped) {
   TORCH_CHECK(x_.dim() == 3 && weight_.sizes() == x_.sizes().slice(1) && bias_.sizes() == weight_.sizes(),
               "a weight and a bias for each channel of each head");
-  const Tensor x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
+  const Tensor x = x_.contiguous(), weight = scaled(weight_, scale_of_all), bias = scaled(bias_, scale_of_all);
   const int64_t heads = x.size(1), dim = x.size(2), stretch = Mask::stretch(dim);
   const Mask mask(seed, dropped);
   Tensor y = at::empty_like(x), moments = at::empty({x.size(0), heads, 2}, weight.options());
@@ -50,9 +53,10 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
 // Gradients of x, weight and bias.
 inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
     const Tensor& of_y_, const Tensor& x_, const Tensor& moments, const Tensor& weight_, const Tensor& bias_,
-    int64_t seed, int64_t dropped) {
+    double scale_of_all, int64_t seed, int64_t dropped) {
   TORCH_CHECK(of_y_.sizes() == x_.sizes() && of_y_.scalar_type() == x_.scalar_type(), "a gradient for each number");
-  const Tensor of_y = of_y_.contiguous(), x = x_.contiguous(), weight = weight_.contiguous(), bias = bias_.contiguous();
+  const Tensor of_y = of_y_.contiguous(), x = x_.contiguous();
+  const Tensor weight = scaled(weight_, scale_of_all), bias = scaled(bias_, scale_of_all);
   const int64_t heads = x.size(1), dim = x.size(2), stretch = Mask::stretch(dim);
   const Mask mask(seed, dropped);
   Tensor of_x = at::empty_like(x);
@@ -99,7 +103,7 @@ inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
       }
     });
   });
-  const Tensor both = sums.sum(0);
+  const Tensor both = scaled(sums.sum(0), scale_of_all);
   return {of_x, both[0], both[1]};
 }
 

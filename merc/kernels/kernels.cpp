@@ -19,12 +19,15 @@ TORCH_LIBRARY(merc, library) {
   library.def("gelu(Tensor x, float gain, bool tanh, int seed, int dropped) -> Tensor");
   library.def("gelu_backward(Tensor of_y, Tensor x, float gain, bool tanh, int seed, int dropped) -> Tensor");
   library.def(
-      "head_norm_gelu(Tensor x, Tensor weight, Tensor bias, float epsilon, int seed, int dropped) -> (Tensor, Tensor)");
+      "head_norm_gelu(Tensor x, Tensor weight, Tensor bias, float scale, float epsilon, int seed, int dropped)"
+      " -> (Tensor, Tensor)");
   library.def(
-      "head_norm_gelu_backward(Tensor of_y, Tensor x, Tensor moments, Tensor weight, Tensor bias, int seed, int dropped)"
-      " -> (Tensor, Tensor, Tensor)");
+      "head_norm_gelu_backward(Tensor of_y, Tensor x, Tensor moments, Tensor weight, Tensor bias, float scale, int seed,"
+      " int dropped) -> (Tensor, Tensor, Tensor)");
   library.def("ends(Tensor z, Tensor vectors) -> Tensor");
   library.def("ends_backward(Tensor of_ends, Tensor(a!) of_z, Tensor z, Tensor vectors) -> Tensor");
+  library.def("relation_scores(Tensor vectors, Tensor tables) -> Tensor");
+  library.def("relation_scores_backward(Tensor of_scores, Tensor vectors, Tensor tables) -> (Tensor, Tensor)");
   library.def("attention_band(" BAND ") -> Tensor");
   library.def("attention_band_backward(Tensor of_attention, " BAND ") -> (Tensor, Tensor, Tensor)");
   library.def("has_matrix_units() -> bool", &merc::has_matrix_units);
@@ -45,6 +48,8 @@ TORCH_LIBRARY_IMPL(merc, CPU, library) {
   library.impl("head_norm_gelu_backward", &merc::head_norm_gelu_backward);
   library.impl("ends", &merc::ends);
   library.impl("ends_backward", &merc::ends_backward);
+  library.impl("relation_scores", &merc::relation_scores);
+  library.impl("relation_scores_backward", &merc::relation_scores_backward);
   library.impl("attention_band", &merc::attention_band);
   library.impl("attention_band_backward", &merc::attention_band_backward);
   library.impl("product", &merc::product);

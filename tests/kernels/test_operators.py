@@ -14,7 +14,8 @@ from merc.kernels import native
 from merc.kernels.library import loaded
 from merc.models.attention import attend
 from merc.models.dropout import Masks, RandomBytes, apply_mask, dropout, keep_scale
-from merc.models.graphs.banded import attention_band, ends, mix, receive_mapped
+from merc.models.gelu_linear import Approximation, gelu_linear
+from merc.models.graphs.banded import attention_band, ends, mix, receive_mapped, relation_scores
 from merc.models.graphs.neighbourhood import Neighbourhood, Relation, relation_graphs
 from merc.models.head_norm import head_norm_gelu
 from tests.models.test_banded import HEADS, any_graph, batch_of, doubles
@@ -57,6 +58,29 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_norm_and_gelu(threads: int, rows: int, dim: int) -> None:
     torch.manual_seed(0)
     assert_agree(head_norm_gelu, 3 * doubles(rows, 3, dim).detach().requires_grad_(), doubles(3, dim), doubles(3, dim))
+
+
+def test_a_scaled_norm() -> None:
+    torch.manual_seed(0)
+    inputs = (doubles(7, 3, 35), doubles(3, 35), doubles(3, 35))
+    assert_agree(lambda x, w, b: head_norm_gelu(x, w, b, scale=0.3), *inputs)
+    torch.testing.assert_close(
+        head_norm_gelu(*inputs, scale=0.3), head_norm_gelu(inputs[0], *(0.3 * x for x in inputs[1:]))
+    )
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("rows", [1, 40, 300])
+def test_a_linear_map_behind_gelu(threads: int, rows: int, approximate: Approximation) -> None:
+    torch.manual_seed(0)
+    inputs = (3 * doubles(rows, 35).detach()).requires_grad_(), doubles(6, 35), doubles(6)
+    assert_agree(lambda x, w, b: gelu_linear(x, w, b, 0.0, approximate, 1.5), *inputs)
+
+
+@pytest.mark.parametrize(("maps", "tables"), [(4, 4), (8, 4), (3, 1)])
+def test_scores_of_relations(maps: int, tables: int) -> None:
+    torch.manual_seed(0)
+    assert_agree(relation_scores, doubles(maps, 10), doubles(tables, 6, 10))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -180,6 +204,10 @@ def functions_with_dropout() -> dict[str, tuple[Callable[..., Tensor], list[Tens
             lambda p, x: head_norm_gelu(x, torch.ones(HEADS, 35), torch.ones(HEADS, 35), p),
             [torch.randn(rows, HEADS, 35)],
         ),
+        "gelu": (
+            lambda p, x: gelu_linear(x, torch.eye(35), torch.zeros(35), p, "tanh", 1.5),
+            [torch.randn(rows, 35)],
+        ),
         "band": (
             lambda p, e: attention_band(e, None, torch.full((HEADS,), 0.5), graph, p),
             [torch.randn(rows, 2 * HEADS, 2)],
@@ -188,7 +216,7 @@ def functions_with_dropout() -> dict[str, tuple[Callable[..., Tensor], list[Tens
     }
 
 
-@pytest.mark.parametrize("name", ["rows", "norm", "band", "utterances"])
+@pytest.mark.parametrize("name", ["rows", "norm", "gelu", "band", "utterances"])
 def test_dropout_inside_an_operator_drops_single_entries_of_value_and_gradient(name: str) -> None:
     function, inputs = functions_with_dropout()[name]
     inputs = [x.requires_grad_() for x in inputs]
@@ -209,7 +237,7 @@ def test_dropout_inside_an_operator_drops_single_entries_of_value_and_gradient(n
     assert not torch.equal(function(0.25, *inputs), dropped)
 
 
-@pytest.mark.parametrize("name", ["rows", "norm"])
+@pytest.mark.parametrize("name", ["rows", "norm", "gelu"])
 def test_everything_may_be_dropped(name: str) -> None:
     function, inputs = functions_with_dropout()[name]
     assert not function(1.0, *inputs).any()
@@ -267,6 +295,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         lambda: ends(x, torch.zeros(1, 2, 6)),
         lambda: ends(x, torch.zeros(HEADS, 2, 5)),
         lambda: head_norm_gelu(x, torch.zeros(HEADS, 5), torch.zeros(HEADS, 5)),
+        lambda: relation_scores(torch.zeros(3, 10), torch.zeros(2, 6, 10)),
+        lambda: relation_scores(torch.zeros(2, 10), torch.zeros(2, 6, 9)),
         lambda: attention_band(torch.zeros(99, HEADS, 2), None, None, graph, 0.0),
         lambda: mix(torch.zeros(1, 8, HEADS, 10), torch.zeros(9, 3), graph.neighbourhood),
     ]
@@ -295,9 +325,11 @@ def test_bfloat16_is_close() -> None:
     graph = relation_graphs(batch, 5, 5)["inter_speaker"]
     hood: Neighbourhood = graph.neighbourhood
     x_NHD, weight_HD, score_N42 = (torch.randn(*shape) for shape in ((81, HEADS, 40), (HEADS, 40), (81, 4, 2)))
+    affine = torch.randn(6, HEADS * 40) / 4, torch.randn(6)
     vectors_42C, band = torch.randn(4, 2, 20), attention_band(score_N42, None, torch.ones(HEADS), graph, 0.0)
     functions: list[Callable[[Tensor], Tensor]] = [
         lambda x: head_norm_gelu(x, weight_HD, weight_HD),
+        lambda x: gelu_linear(x.flatten(1), *(y.to(x.dtype) for y in affine), 0.0, "tanh", 1.5),
         lambda x: ends(1 * x, vectors_42C)[0],
         lambda x: ends(1 * x, vectors_42C)[1] * 2,
         lambda x: mix(band, x.flatten(1), hood),

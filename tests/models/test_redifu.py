@@ -177,7 +177,8 @@ def test_cross_modal_edges_equal_loops(make_batch: Make) -> None:
                     scores.append(F.leaky_relu(score, 0.2))
                     values.append(z[other][source])
             received = torch.stack(scores).softmax(0) @ torch.stack(values)
-            expected = layer.norms[m](rows[m][row] + layer.outputs[m](F.gelu(received)))
+            mapped = F.linear(F.gelu(received), layer.outputs[m].weight, layer.outputs[m].bias)
+            expected = layer.norms[m](rows[m][row] + mapped)
             torch.testing.assert_close(ours[m][row], expected, atol=1e-5, rtol=1e-4)
 
 

@@ -55,6 +55,26 @@ class _Ends(Function):
         return of_z_LHD, of_vectors_M2C
 
 
+def relation_scores(vectors_MV: Tensor, tables_TRV: Tensor) -> Tensor:
+    """Inner products of each map's vector with the relation vectors of its table, that of map m being m·T/M: (M, R)."""
+    if native(vectors_MV, tables_TRV):
+        return cast(Tensor, _RelationScores.apply(vectors_MV, tables_TRV))  # type: ignore[no-untyped-call]
+    tables_MRV = tables_TRV.repeat_interleave(len(vectors_MV) // len(tables_TRV), 0)
+    return (tables_MRV @ vectors_MV[..., None]).squeeze(-1)
+
+
+class _RelationScores(Function):
+    @staticmethod
+    def forward(ctx: Any, vectors_MV: Tensor, tables_TRV: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors_MV, tables_TRV)
+        return cast(Tensor, torch.ops.merc.relation_scores(vectors_MV, tables_TRV))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_scores_MR: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], torch.ops.merc.relation_scores_backward(of_scores_MR, *ctx.saved_tensors))
+
+
 def attention_band(
     ends_NM2: Tensor, relation_MR: Tensor | None, coefficients_H: Tensor | None, graph: RelationGraph, dropout: float
 ) -> Tensor:
@@ -115,14 +135,11 @@ class _AttentionBand(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _, relation_MR, coefficients_H, _ = ctx.saved_tensors
-        of_ends, of_kinds, of_coefficients = torch.ops.merc.attention_band_backward(
+        of_ends, of_relation, of_coefficients = torch.ops.merc.attention_band_backward(
             gradient, *ctx.saved_tensors, *ctx.rest
         )
-        of_relation = None
-        if relation_MR is not None:
-            kinds = torch.tensor(ctx.rest[1])
-            of_relation = torch.zeros_like(relation_MR).index_add_(1, kinds, of_kinds)
-        return of_ends, of_relation, of_coefficients if coefficients_H is not None else None, None, None
+        of_relation = None if relation_MR is None else of_relation
+        return of_ends, of_relation, None if coefficients_H is None else of_coefficients, None, None
 
 
 def _difference(maps: Tensor, coefficients_H: Tensor) -> Tensor:

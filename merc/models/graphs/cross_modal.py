@@ -52,18 +52,19 @@ class CrossModalGraph(nn.Module):
         hood = Neighbourhood.of(batch, self.past, self.future)
         inside = window_mask(batch, hood)
         z = {m: projection(rows[m]) for m, projection in self.projections.items()}
-        windows = {m: hood.windows(z_ND) for m, z_ND in z.items()}
+        values = {m: hood.windows(z_ND) for m, z_ND in z.items()}
+        right = {m: hood.windows(z[m] @ self.source[i, :, None]) for i, m in enumerate(self.modalities)}
         direction = (hood.distance(batch.device).sign() + 1).expand_as(inside)
         updated = dict(rows)
         for i, m in enumerate(self.modalities):
             others = [(j, o) for j, o in enumerate(self.modalities) if o != m]
             left = hood.blocks(z[m] @ self.receiver[i])[:, :, None]
             scores = torch.cat(
-                [left + (windows[o] @ self.source[j])[:, None, :] + self.direction[i, j][direction] for j, o in others],
+                [left + right[o].transpose(1, 2) + self.direction[i, j][direction] for j, o in others],
                 dim=-1,
             )
             absent = ~inside.repeat(1, 1, len(others))
             attention = F.leaky_relu(scores, 0.2).masked_fill(absent, torch.finfo(scores.dtype).min).softmax(-1)
-            received = hood.unblock(self.dropout(attention) @ torch.cat([windows[o] for _, o in others], dim=1))
+            received = hood.unblock(self.dropout(attention) @ torch.cat([values[o] for _, o in others], dim=1))
             updated[m] = self.norms[m](rows[m] + self.outputs[m](received))
         return updated

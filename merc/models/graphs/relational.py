@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from merc.models.dropout import Dropout
 from merc.models.gelu_linear import GeluLinear
-from merc.models.graphs.banded import attention_band, ends, receive, receive_mapped
+from merc.models.graphs.banded import attention_band, ends, receive, receive_mapped, relation_scores
 from merc.models.graphs.neighbourhood import Relation, RelationGraph
 from merc.models.head_norm import head_norm_gelu
 from merc.models.linear import Linear, product
@@ -50,16 +50,14 @@ class RelationalScores(nn.Module):
         Returns:
             (L, M, 2), and the rows, for whatever else is computed from them.
         """
-        left_MC, right_MC, *_ = self.vector.split(self.parts, dim=1)
-        return ends(z_LHD, torch.stack([left_MC, right_MC], dim=1))
+        vectors_M2C = self.vector[:, : 2 * self.parts[0]].unflatten(1, (2, -1))
+        return ends(z_LHD, vectors_M2C)
 
     def relations(self) -> Tensor | None:
         """(M, R): ⟨a_rel, R[kind]⟩ of each map and kind of relation; None where relations do not matter."""
         if self.relation_table is None:
             return None
-        vectors_MV = self.vector[:, -RELATION_DIM:]
-        tables_MRV = self.relation_table.repeat_interleave(len(vectors_MV) // len(self.relation_table), 0)
-        return (tables_MRV @ vectors_MV[..., None]).squeeze(-1)
+        return relation_scores(self.vector[:, -RELATION_DIM:], self.relation_table)
 
 
 class GraphAttention(nn.Module):
@@ -130,7 +128,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x_NHD: Tensor, scale: float = 1.0, dropout: float = 0.0) -> Tensor:
         """Dropout of GELU(scale · norm): (N, H, D) → (N, H, D)."""
-        return head_norm_gelu(x_NHD, scale * self.weight, scale * self.bias, dropout)
+        return head_norm_gelu(x_NHD, self.weight, self.bias, dropout, scale)
 
 
 class GraphBlock(nn.Module):
