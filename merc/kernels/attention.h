@@ -1,8 +1,8 @@
 // Attention among the utterances of each dialogue, on packed rows: no row is padded and no map is kept.
 #pragma once
 
+#include <array>
 #include <optional>
-#include <memory>
 #include <tuple>
 
 #include "dropout.h"
@@ -17,43 +17,43 @@ constexpr int64_t PIECE = 64;  // receiving utterances at a time
 template <typename T>
 class Slab {
  public:
-  Slab(const Tensor& x, int64_t first, int64_t count, int64_t head) {
+  Slab() = default;
+  Slab(const Tensor& x, int64_t first, int64_t count, int64_t head, Scratch& scratch) {
     const T* from = x.const_data_ptr<T>() + first * x.stride(0) + head * x.stride(1);
     if constexpr (std::is_same_v<T, float>) {
       matrix_ = {from, x.stride(0)};
     } else {
-      copy_.resize(count * x.size(2));
-      for (int64_t row = 0; row < count; ++row) single(from + row * x.stride(0), copy_.data() + row * x.size(2), x.size(2));
-      matrix_ = {copy_.data(), x.size(2)};
+      const int64_t width = x.size(2);
+      float* copy = scratch.take(count * width);
+      for (int64_t row = 0; row < count; ++row) single(from + row * x.stride(0), copy + row * width, width);
+      matrix_ = {copy, width};
     }
   }
   Matrix from(int64_t row) const { return {matrix_.at + row * matrix_.step, matrix_.step}; }
 
  private:
-  std::vector<float> copy_;
-  Matrix matrix_;
+  Matrix matrix_{};
 };
 
 // The same to be written; rows of other precisions are stored at the end.
 template <typename T>
 class Target {
  public:
-  Target(const Tensor& x, int64_t first, int64_t count, int64_t head)
+  Target(const Tensor& x, int64_t first, int64_t count, int64_t head, Scratch& scratch)
       : to_(x.mutable_data_ptr<T>() + first * x.stride(0) + head * x.stride(1)), stride_(x.stride(0)), width_(x.size(2)),
         count_(count) {
     if constexpr (std::is_same_v<T, float>) {
       data_ = to_;
       step = stride_;
     } else {
-      copy_.resize(count * width_);
-      data_ = copy_.data();
+      data_ = scratch.take(count * width_);
       step = width_;
     }
     for (int64_t row = 0; row < count; ++row) std::fill_n(data_ + row * step, width_, 0.f);
   }
   ~Target() {
     if constexpr (!std::is_same_v<T, float>)
-      for (int64_t row = 0; row < count_; ++row) keep(to_ + row * stride_, copy_.data() + row * width_, width_);
+      for (int64_t row = 0; row < count_; ++row) keep(to_ + row * stride_, data_ + row * width_, width_);
   }
   float* from(int64_t row) { return data_ + row * step; }
   int64_t step;
@@ -61,7 +61,6 @@ class Target {
  private:
   T* to_;
   const int64_t stride_, width_, count_;
-  std::vector<float> copy_;
   float* data_;
 };
 
@@ -76,7 +75,7 @@ struct Reach {
   int64_t dialogues() const { return static_cast<int64_t>(starts.size()) - 1; }
   int64_t maps() const { return difference ? 2 : 1; }
 
-  // Calls f(head, first row, length, first random byte) for every head of every dialogue.
+  // Calls f(head, first row, length, first random byte, scratch) for every head of every dialogue.
   template <typename F>
   void each(const F& f) const {
     std::vector<int64_t> bytes(dialogues() + 1, 0);
@@ -85,10 +84,12 @@ struct Reach {
       bytes[dialogue + 1] = bytes[dialogue] + heads * length * Mask::stretch(length);
     }
     in_parts(heads * dialogues(), [&](int64_t, int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
+      Scratch scratch;
+      for (int64_t task = begin; task < end; ++task, scratch.give_back_all()) {
         const int64_t head = task / dialogues(), dialogue = task % dialogues();
         const int64_t length = starts[dialogue + 1] - starts[dialogue];
-        if (length) f(head, starts[dialogue], length, bytes[dialogue] + head * length * Mask::stretch(length));
+        const int64_t byte = bytes[dialogue] + head * length * Mask::stretch(length);
+        if (length) f(head, starts[dialogue], length, byte, scratch);
       }
     });
   }
@@ -142,24 +143,26 @@ class Piece {
 template <typename T>
 class HeadMaps {
  public:
-  HeadMaps(const Tensor& query, const Tensor& key, const Reach& reach, int64_t head, int64_t row, int64_t length)
-      : width_(query.size(2)) {
-    for (int64_t map = head * reach.maps(); map < (head + 1) * reach.maps(); ++map) {
-      queries.emplace_back(query, row, length, map);
-      keys.emplace_back(key, row, length, map);
+  HeadMaps(
+      const Tensor& query, const Tensor& key, const Reach& reach, int64_t head, int64_t row, int64_t length,
+      Scratch& scratch)
+      : maps_(reach.maps()), width_(query.size(2)) {
+    for (int64_t map = 0; map < maps_; ++map) {
+      queries[map] = Slab<T>(query, row, length, head * maps_ + map, scratch);
+      keys[map] = Slab<T>(key, row, length, head * maps_ + map, scratch);
     }
   }
 
   // (maps, Q, K) of a piece.
   void compute(const Piece<T>& piece, float* out) const {
-    for (size_t map = 0; map < queries.size(); ++map)
+    for (int64_t map = 0; map < maps_; ++map)
       piece.map(queries[map], keys[map], width_, out + map * piece.count * piece.sources);
   }
 
-  std::vector<Slab<T>> queries, keys;
+  std::array<Slab<T>, 2> queries, keys;
 
  private:
-  const int64_t width_;
+  const int64_t maps_, width_;
 };
 
 inline void check_attention(
@@ -187,18 +190,18 @@ inline Tensor attend(
   const Reach reach{starts, visible.defined() ? visible.const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
                     Mask(seed, dropped)};
   with_type(value, [&]<typename T>() {
-    reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes) {
-      const HeadMaps<T> maps(query, key, reach, head, row, length);
-      const Slab<T> values(value, row, length, head);
-      Target<T> target(out, row, length, head);
-      std::vector<float> scratch(reach.maps() * PIECE * length);
+    reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes, Scratch& scratch) {
+      const HeadMaps<T> maps(query, key, reach, head, row, length, scratch);
+      const Slab<T> values(value, row, length, head, scratch);
+      Target<T> target(out, row, length, head, scratch);
+      float* all_maps = scratch.take(reach.maps() * std::min(PIECE, length) * length);
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
         const int64_t area = piece.count * piece.sources;
-        maps.compute(piece, scratch.data());
-        if (difference) add(scratch.data(), -1, scratch.data() + area, area);
-        piece.drop(scratch.data(), bytes, length);
-        a_b(piece.count, depth, piece.sources, {scratch.data(), piece.sources}, values.from(piece.first), 0,
+        maps.compute(piece, all_maps);
+        if (difference) add(all_maps, -1, all_maps + area, area);
+        piece.drop(all_maps, bytes, length);
+        a_b(piece.count, depth, piece.sources, {all_maps, piece.sources}, values.from(piece.first), 0,
             target.from(start), target.step);
       }
     });
@@ -221,31 +224,33 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
   const Reach reach{starts, visible.defined() ? visible.const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
                     Mask(seed, dropped)};
   with_type(value, [&]<typename T>() {
-    reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes) {
-      const HeadMaps<T> maps(query, key, reach, head, row, length);
-      std::vector<std::unique_ptr<Target<T>>> of_queries, of_keys;
-      for (int64_t map = head * reach.maps(); map < (head + 1) * reach.maps(); ++map) {
-        of_queries.push_back(std::make_unique<Target<T>>(of_query, row, length, map));
-        of_keys.push_back(std::make_unique<Target<T>>(of_key, row, length, map));
+    reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes, Scratch& scratch) {
+      const HeadMaps<T> maps(query, key, reach, head, row, length, scratch);
+      std::array<std::optional<Target<T>>, 2> of_queries, of_keys;
+      for (int64_t map = 0; map < reach.maps(); ++map) {
+        of_queries[map].emplace(of_query, row, length, head * reach.maps() + map, scratch);
+        of_keys[map].emplace(of_key, row, length, head * reach.maps() + map, scratch);
       }
-      const Slab<T> values(value, row, length, head), incoming(of_out, row, length, head);
-      Target<T> of_values(of_value, row, length, head);
-      std::vector<float> all_maps(reach.maps() * PIECE * length), attention(PIECE * length), of_attention(PIECE * length);
+      const Slab<T> values(value, row, length, head, scratch), incoming(of_out, row, length, head, scratch);
+      Target<T> of_values(of_value, row, length, head, scratch);
+      const int64_t most = std::min(PIECE, length) * length;
+      float *all_maps = scratch.take(reach.maps() * most), *attention = scratch.take(most);
+      float* of_attention = scratch.take(most);
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
         const int64_t count = piece.count, first = piece.first, sources = piece.sources, area = count * sources;
-        maps.compute(piece, all_maps.data());
-        std::copy_n(all_maps.data(), area, attention.data());
-        if (difference) add(attention.data(), -1, all_maps.data() + area, area);
-        piece.drop(attention.data(), bytes, length);
-        at_b(sources, depth, count, {attention.data(), sources}, incoming.from(start), 1, of_values.from(first),
+        maps.compute(piece, all_maps);
+        std::copy_n(all_maps, area, attention);
+        if (difference) add(attention, -1, all_maps + area, area);
+        piece.drop(attention, bytes, length);
+        at_b(sources, depth, count, {attention, sources}, incoming.from(start), 1, of_values.from(first),
              of_values.step);
-        a_bt(count, sources, depth, incoming.from(start), values.from(first), 0, of_attention.data(), sources);
-        piece.drop(of_attention.data(), bytes, length);
+        a_bt(count, sources, depth, incoming.from(start), values.from(first), 0, of_attention, sources);
+        piece.drop(of_attention, bytes, length);
         for (int64_t map = 0; map < reach.maps(); ++map) {
-          float* of_scores = attention.data();  // no longer needed
+          float* of_scores = attention;  // no longer needed
           for (int64_t i = 0; i < count; ++i)
-            softmax_backward(all_maps.data() + map * area + i * sources, of_attention.data() + i * sources,
+            softmax_backward(all_maps + map * area + i * sources, of_attention + i * sources,
                              map ? -1.f : 1.f, of_scores + i * sources, sources);
           a_b(count, width, sources, {of_scores, sources}, maps.keys[map].from(first), 0, of_queries[map]->from(start),
               of_queries[map]->step);

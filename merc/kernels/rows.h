@@ -89,6 +89,27 @@ void with_type(const Tensor& x, const F& f) {
   TORCH_CHECK(false, "merc's kernels compute in float32 and bfloat16, not in ", x.scalar_type());
 }
 
+// Room for numbers that is used again and again: asking the C library for it takes longer than filling little of it.
+class Scratch {
+ public:
+  float* take(int64_t count) {
+    if (used_ + count > static_cast<int64_t>(room_.back().size())) {
+      room_.emplace_back(std::max<int64_t>(count, 2 * room_.back().size()));  // what was taken stays where it is
+      used_ = 0;
+    }
+    used_ += count;
+    return room_.back().data() + used_ - count;
+  }
+  void give_back_all() {
+    if (room_.size() > 1) room_.erase(room_.begin(), room_.end() - 1);
+    used_ = 0;
+  }
+
+ private:
+  std::vector<std::vector<float>> room_{std::vector<float>(1 << 14)};
+  int64_t used_ = 0;
+};
+
 // One part of [0, count) for each thread: calls f(part, begin, end).
 template <typename F>
 void in_parts(int64_t count, const F& f) {
