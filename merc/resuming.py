@@ -92,8 +92,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class UntouchedWhileWritten(L.Callback):
     """Lets no step change the parameters, and what the optimizer keeps of them, before they are written.
 
-    So they need not be copied, and the forward and backward pass of the next step leave time for writing. On a GPU,
-    whose steps are shorter than that and whose memory is another, they are copied all the same.
+    So they need not be copied, and the forward and backward pass of the next step leave time for writing. Models on a
+    GPU, whose steps are shorter than that and whose memory is another, are copied all the same.
 
     Args:
         checkpoints: of the same trainer.
@@ -102,15 +102,23 @@ class UntouchedWhileWritten(L.Callback):
     def __init__(self, checkpoints: AtomicCheckpoints) -> None:
         self.checkpoints = checkpoints
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._protect(trainer, pl_module)  # Lightning does not announce checkpoints of weights alone
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        states = (state for optimizer in trainer.optimizers for state in optimizer.state.values())
-        tensors = [*pl_module.parameters(), *(x for state in states for x in state.values() if isinstance(x, Tensor))]
-        self.checkpoints.protected = frozenset(x.data_ptr() for x in tensors if x.device.type == "cpu")
+        self._protect(trainer, pl_module)
+
+    def _protect(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if pl_module.device.type == "cpu":
+            states = (state for optimizer in trainer.optimizers for state in optimizer.state.values())
+            moments = [x for state in states for x in state.values() if isinstance(x, Tensor)]
+            self.checkpoints.protected = frozenset(x.data_ptr() for x in [*pl_module.parameters(), *moments])
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        self.checkpoints.wait()
+        if self.checkpoints.protected:
+            self.checkpoints.wait()
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:

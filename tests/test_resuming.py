@@ -117,6 +117,7 @@ class SaveEachEpoch(L.Callback):
         self.expected: list[Any] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.folder / f"weights_{trainer.current_epoch}.ckpt", weights_only=True)
         trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt")
         moments = [x.clone() for state in trainer.optimizers[0].state.values() for x in state.values()]
         self.expected.append(({k: x.clone() for k, x in pl_module.state_dict().items()}, moments))
@@ -151,8 +152,19 @@ def test_a_slow_disk_gets_the_state_of_the_epoch_without_a_copy(
         assert all(torch.equal(saved["state_dict"][name], x) for name, x in weights.items())
         states = saved["optimizer_states"][0]["state"].values()
         assert all(torch.equal(x, y) for x, y in zip((x for s in states for x in s.values()), moments, strict=True))
-    (first, *_) = written
-    assert first["state_dict"]["layer.weight"].data_ptr() == module.layer.weight.data_ptr()
+    for checkpoint in written:
+        assert checkpoint["state_dict"]["layer.weight"].data_ptr() == module.layer.weight.data_ptr()
+
+
+def test_nothing_waits_for_what_was_copied(
+    checkpoints: AtomicCheckpoints, gate: threading.Event, tmp_path: Path
+) -> None:
+    checkpoints.save_checkpoint({"epoch": 0}, tmp_path / "last.ckpt")
+    UntouchedWhileWritten(checkpoints).on_before_optimizer_step(
+        L.Trainer(logger=False), Line(), torch.optim.Adam([torch.ones(1)])
+    )
+    assert not (tmp_path / "last.ckpt").exists()
+    gate.set()
 
 
 def test_waiting_for_nothing_returns(checkpoints: AtomicCheckpoints) -> None:

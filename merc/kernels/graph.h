@@ -228,7 +228,7 @@ inline Tensor attention_band(
   return out;
 }
 
-// Gradients of ends, relation scores (M, 3), in the order of the kinds, and coefficients.
+// Gradients of ends, relation scores (M, R) and coefficients; those of what is not given mean nothing.
 inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
     const Tensor& of_attention_, const Tensor& ends, const std::optional<Tensor>& relation,
     const std::optional<Tensor>& coefficients, const Tensor& connected, int64_t past, at::IntArrayRef kinds,

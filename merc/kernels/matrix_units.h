@@ -3,7 +3,10 @@
 // A number of single precision is the sum of three of bfloat16, a = a₁ + a₂ + a₃, each 2⁸ times smaller than the one
 // before it. Of the nine products of two such numbers, six are added up in single precision:
 // a₁b₁ + a₁b₂ + a₂b₁ + a₁b₃ + a₂b₂ + a₃b₁. The other three are smaller than what rounding to single precision costs.
+// The units take numbers below 2⁻¹²⁶ for 0, so that numbers below some 2⁻¹⁰⁹ lose their last part.
 #pragma once
+
+#include <ATen/MemoryOverlap.h>
 
 #include <atomic>
 #include <optional>
@@ -168,6 +171,7 @@ inline bool pack(const Operand& x, int64_t begin, int64_t end, int64_t from, int
 inline void multiply_block(
     const int16_t* a, const int16_t* b, int64_t depths, const float* initial, int64_t initial_step, float* c,
     int64_t step) {
+  asm volatile("" ::: "memory");  // gcc does not know that loading a tile reads memory
   _tile_loadd(0, initial, initial_step * 4);
   _tile_loadd(1, initial + SIDE, initial_step * 4);
   _tile_loadd(2, initial + SIDE * initial_step, initial_step * 4);
@@ -323,6 +327,8 @@ inline void product_out(const Tensor& a, const Tensor& b, const Tensor& out) {
   check_product(a, b);
   TORCH_CHECK(out.dim() == 2 && out.size(0) == a.size(0) && out.size(1) == b.size(1) && out.stride(1) == 1 &&
               out.scalar_type() == at::kFloat, "no place for the product of ", a.sizes(), " and ", b.sizes());
+  at::assert_no_overlap(out, a);
+  at::assert_no_overlap(out, b);
   multiply_into(a, b, std::nullopt, out);
 }
 

@@ -9,6 +9,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from merc.kernels import drops, native
+from merc.models.dropout import Dropout
 from merc.models.linear import Linear, linear, product
 from merc.models.precision import lower_precision
 
@@ -35,14 +36,13 @@ class GeluLinear(Linear):
         gain: float = 1.0,
     ) -> None:
         super().__init__(in_features, out_features)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.approximate: Approximation = approximate
         self.gain = gain
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """(N, I) → (N, O)."""
-        rate = self.dropout if self.training else 0.0
-        return gelu_linear(x_NI, self.weight, self.bias, rate, self.approximate, self.gain)
+        return gelu_linear(x_NI, self.weight, self.bias, self.dropout.rate, self.approximate, self.gain)
 
 
 def gelu_linear(
@@ -53,7 +53,9 @@ def gelu_linear(
     if native(*operands):
         settings = (gain, approximate == "tanh", *drops(dropout))
         return cast(Tensor, _GeluLinear.apply(*operands, settings))  # type: ignore[no-untyped-call]
-    hidden_NI = gain * F.gelu(x_NI, approximate=approximate)
+    hidden_NI = F.gelu(x_NI, approximate=approximate)
+    if gain != 1:
+        hidden_NI = gain * hidden_NI
     return linear(F.dropout(hidden_NI, dropout) if dropout else hidden_NI, weight_OI, bias_O)
 
 

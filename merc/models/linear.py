@@ -100,7 +100,7 @@ def _engine(x: Tensor, weight: Tensor) -> Engine:
         and x.dtype == weight.dtype == torch.float32
         and not plain_form()
         and not torch.is_autocast_enabled("cpu")
-        and x.numel() // x.shape[-1] * weight.numel() >= WORTHWHILE
+        and x.shape[:-1].numel() * weight.numel() >= WORTHWHILE
     )
     return _engine_of_large(x, weight) if ours else Engine.PYTORCH
 

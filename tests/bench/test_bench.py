@@ -60,9 +60,11 @@ def test_a_failing_subject_says_why() -> None:
 
 def test_idleness_sees_other_processes() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        with Idleness() as beside:
-            time.sleep(1.2)
-        busy.kill()  # only now does its time count as own
+        try:
+            with Idleness() as beside:
+                time.sleep(1.2)
+        finally:
+            busy.kill()  # only now does its time count as own
     if beside.others is None:
         pytest.skip("this system does not tell")
     assert beside.others > 0.1

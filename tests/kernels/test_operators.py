@@ -317,6 +317,7 @@ def test_parameters_may_be_of_lower_precision() -> None:
     x, weight, vectors = torch.randn(5, HEADS, 8), torch.randn(HEADS, 8), torch.randn(HEADS, 2, 8)
     assert head_norm_gelu(x, weight.bfloat16(), weight.bfloat16()).isfinite().all()
     assert ends(1 * x, vectors.bfloat16())[0].isfinite().all()
+    assert relation_scores(torch.randn(4, 10).bfloat16(), torch.randn(2, 6, 10)).isfinite().all()
 
 
 def test_bfloat16_is_close() -> None:

@@ -90,15 +90,27 @@ def test_numbers_of_any_size(exponents: list[int]) -> None:
     assert_as_exact_as_single_precision(product(a, b), a, b)
 
 
+@pytest.mark.skipif(not loaded() or not torch.ops.merc.has_matrix_units(), reason="this processor has no matrix units")
+def test_matrix_units_are_used() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(200, 300), torch.randn(300, 100)
+    assert not torch.equal(product(a, b), a @ b)
+
+
 @pytest.mark.parametrize("strange", [float("inf"), float("-inf"), float("nan"), 3.4e38])
 @pytest.mark.parametrize("which", [0, 1])
 def test_what_is_not_finite_is_left_to_the_blas(strange: float, which: int) -> None:
     torch.manual_seed(0)
-    factors = [torch.randn(40, 50), torch.randn(50, 45)]
-    factors[which][3, 7] = strange
+    factors = [torch.randn(40, 700), torch.randn(700, 45)]
+    factors[which][38, 44] = strange
+    if which == 0:
+        factors[0][5, 650] = strange
     a, b = factors
-    bias = torch.randn(45)
+    bias, out = torch.randn(45), torch.zeros(40, 3, 45)
     assert torch.equal(product(a, b, bias).nan_to_num(7.0), torch.addmm(bias, a, b).nan_to_num(7.0))
+    torch.ops.merc.product_out(a, b, out[:, 1])
+    assert torch.equal(out[:, 1].nan_to_num(7.0), (a @ b).nan_to_num(7.0))
+    assert not out[:, [0, 2]].any()
 
 
 @pytest.mark.parametrize(
@@ -118,3 +130,6 @@ def test_what_does_not_fit_is_refused(a: Tensor, b: Tensor, bias: Tensor | None,
 def test_no_place_is_refused() -> None:
     with pytest.raises(RuntimeError, match="no place"):
         torch.ops.merc.product_out(torch.zeros(3, 4), torch.zeros(4, 5), torch.zeros(3, 4))
+    x = torch.zeros(4, 4)
+    with pytest.raises(RuntimeError, match="memory"):
+        torch.ops.merc.product_out(x, torch.zeros(4, 4), x)

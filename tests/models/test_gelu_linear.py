@@ -41,6 +41,14 @@ def test_what_is_kept_for_the_backward_pass() -> None:
     assert {t.data_ptr() for t in kept} == {x.data_ptr(), layer.weight.data_ptr()}
 
 
+def test_no_rows_at_all() -> None:
+    layer, x = GeluLinear(5, 4), torch.randn(0, 5, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is not None
+    assert not layer.weight.grad.any()
+
+
 def test_a_frozen_weight_and_data_have_no_gradient() -> None:
     layer = GeluLinear(5, 4)
     layer.weight.requires_grad_(False)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from merc.kernels import pytorch_alone
 from merc.kernels.library import loaded
 from merc.models import linear as module
 from merc.models.linear import Engine, Linear, linear, multiply, product
@@ -81,6 +82,32 @@ class TestEngines:
         layer(torch.randn(3, 5)).sum().backward()
         assert layer.weight.grad is None
         assert layer.bias.grad is not None
+
+
+def test_what_computes_large_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ONEDNN", True)
+    large, small = torch.randn(700, 160), torch.randn(3, 160)
+    weight = torch.randn(160, 160)
+    for at_home, fitting in ((True, Engine.PYTORCH), (False, Engine.ONEDNN)):
+        monkeypatch.setattr(module, "BLAS_AT_HOME", at_home)
+        for units in (False, True):
+            monkeypatch.setattr(module, "_has_matrix_units", lambda units=units: units)
+            expected = Engine.MATRIX_UNITS if units and loaded() else fitting
+            assert module._engine(large, weight) is expected
+            assert module.compiled_for_each_shape(large.device) == (expected is Engine.ONEDNN)
+            with pytorch_alone():
+                assert module._engine(large, weight) is fitting
+            with torch.autocast("cpu", torch.bfloat16):
+                assert module._engine(large, weight) is Engine.PYTORCH
+                assert module.compiled_for_each_shape(large.device)
+            assert module._engine(small, weight) is Engine.PYTORCH
+            assert module._engine(large.double(), weight.double()) is Engine.PYTORCH
+
+
+def test_no_rows_at_all() -> None:
+    inputs = numbers(0, 160), numbers(20, 160), numbers(20)
+    assert_same(linear, F.linear, inputs)
+    assert_same(product, torch.matmul, (numbers(20, 0), numbers(0, 160)))
 
 
 @pytest.mark.parametrize("rows", [3, 700])

@@ -11,11 +11,13 @@ from merc.data.conversation import ConversationBatch
 from merc.models import linear as linear_module
 from merc.models.attention import attend
 from merc.models.dropout import dropout
-from merc.models.graphs.banded import attention_band, ends, mix, receive_mapped
+from merc.models.gelu_linear import gelu_linear
+from merc.models.graphs.banded import attention_band, ends, mix, receive_mapped, relation_scores
 from merc.models.graphs.neighbourhood import Relation, relation_graphs
 from merc.models.head_norm import head_norm_gelu
-from merc.models.linear import linear, product
+from merc.models.linear import Engine, linear, product
 from merc.models.plain import plain_form
+from tests.models.test_linear import OURS
 
 LENGTHS = (5, 1, 9, 4)
 N, HEADS, DIM = sum(LENGTHS), 2, 6
@@ -43,9 +45,10 @@ def test_the_form_is_plain_under_a_transform_alone() -> None:
     assert not plain_form()
 
 
-def test_linear_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", OURS)
+def test_linear_maps(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
-    monkeypatch.setattr(linear_module, "BLAS_AT_HOME", False)  # on Intel's processors there is one form only
+    monkeypatch.setattr(linear_module, "_engine_of_large", lambda *_: engine)
     torch.manual_seed(0)
     x, weight, bias = (numbers(*shape).detach().float().requires_grad_() for shape in ((N, 3), (4, 3), (4,)))
     assert_forms_agree(linear, x, weight, bias)
@@ -54,7 +57,19 @@ def test_linear_maps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_head_norm() -> None:
     torch.manual_seed(0)
-    assert_forms_agree(head_norm_gelu, numbers(N, HEADS, DIM), numbers(HEADS, DIM), numbers(HEADS, DIM))
+    inputs = numbers(N, HEADS, DIM), numbers(HEADS, DIM), numbers(HEADS, DIM)
+    assert_forms_agree(lambda x, w, b: head_norm_gelu(x, w, b, scale=0.5), *inputs)
+
+
+def test_a_linear_map_behind_gelu() -> None:
+    torch.manual_seed(0)
+    inputs = numbers(N, DIM), numbers(4, DIM), numbers(4)
+    assert_forms_agree(lambda x, w, b: gelu_linear(x, w, b, 0.0, "tanh", 1.5), *inputs)
+
+
+def test_scores_of_relations() -> None:
+    torch.manual_seed(0)
+    assert_forms_agree(relation_scores, numbers(4, 10), numbers(2, 6, 10))
 
 
 @pytest.mark.parametrize("maps", [HEADS, 2 * HEADS])

@@ -58,6 +58,7 @@ class _Ends(Function):
 def relation_scores(vectors_MV: Tensor, tables_TRV: Tensor) -> Tensor:
     """Inner products of each map's vector with the relation vectors of its table, that of map m being m·T/M: (M, R)."""
     if native(vectors_MV, tables_TRV):
+        vectors_MV, tables_TRV = at_least_single(vectors_MV), at_least_single(tables_TRV)
         return cast(Tensor, _RelationScores.apply(vectors_MV, tables_TRV))  # type: ignore[no-untyped-call]
     tables_MRV = tables_TRV.repeat_interleave(len(vectors_MV) // len(tables_TRV), 0)
     return (tables_MRV @ vectors_MV[..., None]).squeeze(-1)
