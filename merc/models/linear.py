@@ -102,11 +102,11 @@ def _engine(x: Tensor, weight: Tensor) -> Engine:
         and not torch.is_autocast_enabled("cpu")
         and x.shape[:-1].numel() * weight.numel() >= WORTHWHILE
     )
-    return _engine_of_large(x, weight) if ours else Engine.PYTORCH
+    return _engine_of_large() if ours else Engine.PYTORCH
 
 
-def _engine_of_large(*operands: Tensor) -> Engine:
-    if native(*operands) and _has_matrix_units():
+def _engine_of_large() -> Engine:
+    if native() and _has_matrix_units():
         return Engine.MATRIX_UNITS
     return Engine.PYTORCH if BLAS_AT_HOME or not ONEDNN else Engine.ONEDNN
 

@@ -39,7 +39,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """What computes products of any size; merc's operators leave them to the BLAS where there are no matrix units."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WORTHWHILE", 0)
-        patch.setattr(module, "_engine_of_large", lambda *_: request.param)
+        patch.setattr(module, "_engine_of_large", lambda: request.param)
         yield request.param
 
 
