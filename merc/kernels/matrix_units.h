@@ -4,8 +4,12 @@
 // before it. Of the nine products of two such numbers, six are added up in single precision:
 // a₁b₁ + a₁b₂ + a₂b₁ + a₁b₃ + a₂b₂ + a₃b₁. The other three are smaller than what rounding to single precision costs.
 // The units take numbers below 2⁻¹²⁶ for 0, so that numbers below some 2⁻¹⁰⁹ lose their last part.
+//
+// With fewer parts there are fewer products: with two a₁b₁ + a₁b₂ + a₂b₁, with one a₁b₁. How many there are is said by
+// torch.set_float32_matmul_precision: three for "highest", two for "high", one for "medium".
 #pragma once
 
+#include <ATen/Context.h>
 #include <ATen/MemoryOverlap.h>
 
 #include <atomic>
@@ -27,14 +31,13 @@ namespace merc {
 
 namespace matrix_units {
 
-constexpr int64_t PARTS = 3;
 constexpr int64_t SIDE = 16;   // rows of a tile
 constexpr int64_t DEPTH = 32;  // numbers in each of them
 constexpr int64_t TILE = SIDE * DEPTH;
 constexpr int64_t BLOCK = 2 * SIDE;  // rows and columns of the result that are computed at a time
-// What is packed of A at a time, so that it stays in a core's cache: inner numbers and rows.
+// What is packed of A at a time, so that it stays in a core's cache: inner numbers, and rows times parts.
 constexpr int64_t INNER = 512;
-constexpr int64_t ROWS = 384;
+constexpr int64_t ROWS_OF_PARTS = 1152;
 constexpr int64_t AHEAD = 2 * DEPTH;  // how far ahead memory is asked for them
 
 // Whether the operating system lets this process use them.
@@ -75,17 +78,16 @@ inline __m512i pairs(__m512 first, __m512 second) {
 }
 
 // The parts of 16 pairs of numbers; marks in `strange` those that are too large, infinite or no numbers.
+template <int64_t PARTS>
 inline void split(__m512 a, __m512 b, __m512i (&parts)[PARTS], __mmask16& strange) {
   constexpr int NOT_FINITE = 0x99;
-  __m512 a_part = rounded(a), b_part = rounded(b);
-  parts[0] = pairs(a_part, b_part);
-  a = _mm512_sub_ps(a, a_part);  // exact, and no number where there was none or the part is infinite
-  b = _mm512_sub_ps(b, b_part);
-  strange |= _mm512_fpclass_ps_mask(_mm512_add_ps(a, b), NOT_FINITE);
-  a_part = rounded(a);
-  b_part = rounded(b);
-  parts[1] = pairs(a_part, b_part);
-  parts[2] = pairs(_mm512_sub_ps(a, a_part), _mm512_sub_ps(b, b_part));
+  for (int64_t part = 0; part < PARTS; ++part) {
+    const __m512 a_part = rounded(a), b_part = rounded(b);
+    parts[part] = pairs(a_part, b_part);
+    a = _mm512_sub_ps(a, a_part);  // exact, and no number where there was none or the part is infinite
+    b = _mm512_sub_ps(b, b_part);
+    if (part == 0) strange |= _mm512_fpclass_ps_mask(_mm512_add_ps(a, b), NOT_FINITE);
+  }
 }
 
 // 16 × 16 pairs.
@@ -117,7 +119,7 @@ inline __mmask16 first(int64_t count) {
 
 // Writes a tile for each part, two tiles apart, of at most 16 rows and 32 inner numbers at x; 0 where there are fewer.
 // A tile has a line for each row (A), or one for each pair of inner numbers (B).
-template <bool along, bool lines_of_pairs>
+template <int64_t PARTS, bool along, bool lines_of_pairs>
 inline void pack_tile(const float* x, int64_t step, int64_t rows, int64_t inner, int16_t* to, __mmask16& strange) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
@@ -148,7 +150,7 @@ inline void pack_tile(const float* x, int64_t step, int64_t rows, int64_t inner,
 }
 
 // Packs rows [begin, end) of inner numbers [from, until): block by block, depth by depth and part by part, two tiles.
-template <bool along, bool lines_of_pairs>
+template <int64_t PARTS, bool along, bool lines_of_pairs>
 inline bool pack(const Operand& x, int64_t begin, int64_t end, int64_t from, int64_t until, int16_t* to) {
   __mmask16 strange = 0;
   for (int64_t block = begin; block < end; block += BLOCK)
@@ -156,53 +158,92 @@ inline bool pack(const Operand& x, int64_t begin, int64_t end, int64_t from, int
       for (int64_t half = 0; half < 2; ++half) {
         const int64_t row = std::min(block + half * SIDE, x.outer);
         const float* at = x.at + (along ? row * x.step + k : k * x.step + row);
-        pack_tile<along, lines_of_pairs>(at, x.step, x.outer - row, until - k, to + half * TILE, strange);
+        pack_tile<PARTS, along, lines_of_pairs>(at, x.step, x.outer - row, until - k, to + half * TILE, strange);
       }
   return strange == 0;
 }
 
-template <bool lines_of_pairs>
+template <int64_t PARTS, bool lines_of_pairs>
 inline bool pack(const Operand& x, int64_t begin, int64_t end, int64_t from, int64_t until, int16_t* to) {
-  return x.along ? pack<true, lines_of_pairs>(x, begin, end, from, until, to)
-                 : pack<false, lines_of_pairs>(x, begin, end, from, until, to);
+  return x.along ? pack<PARTS, true, lines_of_pairs>(x, begin, end, from, until, to)
+                 : pack<PARTS, false, lines_of_pairs>(x, begin, end, from, until, to);
 }
 
-// A block of C = initial + A B; `initial_step` 0 means the same numbers in all rows.
-inline void multiply_block(
-    const int16_t* a, const int16_t* b, int64_t depths, const float* initial, int64_t initial_step, float* c,
-    int64_t step) {
-  asm volatile("" ::: "memory");  // gcc does not know that loading a tile reads memory
-  _tile_loadd(0, initial, initial_step * 4);
-  _tile_loadd(1, initial + SIDE, initial_step * 4);
-  _tile_loadd(2, initial + SIDE * initial_step, initial_step * 4);
-  _tile_loadd(3, initial + SIDE * initial_step + SIDE, initial_step * 4);
-  const auto load_a = [&](int64_t part) {
-    _tile_loadd(4, a + 2 * part * TILE, 64);
-    _tile_loadd(5, a + (2 * part + 1) * TILE, 64);
-  };
-  const auto load_b = [&](int64_t part) {
-    _tile_loadd(6, b + 2 * part * TILE, 64);
-    _tile_loadd(7, b + (2 * part + 1) * TILE, 64);
-  };
-  const auto multiply = [] {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  };
-  for (int64_t k = 0; k < depths; ++k, a += 2 * PARTS * TILE, b += 2 * PARTS * TILE) {
-    // Each time one of the two parts is there already.
-    load_a(0), load_b(2), multiply();
-    load_b(1), multiply();
-    load_a(1), multiply();
-    load_b(0), multiply();
-    load_a(2), multiply();
-    load_a(0), multiply();
+// A block of C, 64 lines of 16 numbers, on its way to where it belongs: memory is slow to write to, so that it is
+// written while the next block is computed.
+struct Block {
+  static constexpr int64_t LINES = 64;
+
+  alignas(64) float numbers[BLOCK * BLOCK];
+  float* to = nullptr;
+  int64_t step = 0, height = 0, width = 0;
+  bool more = false;  // whether it is added to what is there
+
+  void write(int64_t begin, int64_t end) const {
+    for (int64_t line = begin; line < end; ++line) {
+      const int64_t row = line / 2, column = line % 2 * SIDE;
+      const __mmask16 there = row < height ? first(width - column) : 0;
+      float* at = to + row * step + column;
+      __m512 x = _mm512_load_ps(numbers + row * BLOCK + column);
+      if (more) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(there, at));
+      _mm512_mask_storeu_ps(at, there, x);
+    }
   }
-  _tile_stored(0, c, step * 4);
-  _tile_stored(1, c + SIDE, step * 4);
-  _tile_stored(2, c + SIDE * step, step * 4);
-  _tile_stored(3, c + SIDE * step + SIDE, step * 4);
+};
+
+// Computes a block, every row of it initial + A B, and writes the one before it.
+template <int64_t PARTS>
+inline void multiply_block(
+    const int16_t* a, const int16_t* b, int64_t depths, const float* initial, Block& block, const Block& before) {
+  constexpr int64_t STEP = 2 * PARTS * TILE, WRITTEN = 4;
+  asm volatile("" ::: "memory");  // gcc does not know that loading a tile reads memory
+  _tile_loadd(0, initial, 0);
+  _tile_loadd(1, initial + SIDE, 0);
+  _tile_loadd(2, initial, 0);
+  _tile_loadd(3, initial + SIDE, 0);
+  for (int64_t k = 0; k < depths; ++k, a += STEP, b += STEP) {
+    before.write(std::min(WRITTEN * k, Block::LINES), std::min(WRITTEN * (k + 1), Block::LINES));
+    const auto load_a = [&](int64_t part) {
+      _tile_loadd(4, a + 2 * part * TILE, 64);
+      _tile_loadd(5, a + (2 * part + 1) * TILE, 64);
+    };
+    const auto load_b = [&](int64_t part) {
+      _tile_loadd(6, b + 2 * part * TILE, 64);
+      _tile_loadd(7, b + (2 * part + 1) * TILE, 64);
+    };
+    const int16_t *next_a = a + STEP, *next_b = b + STEP;
+    const auto fetch = [&] {  // all of the next tiles, line by line
+      constexpr int64_t LINE = 32, PRODUCTS = PARTS * (PARTS + 1) / 2, LINES = STEP / LINE / (4 * PRODUCTS);
+      for (int64_t i = 0; i < LINES; ++i, next_a += LINE, next_b += LINE) {
+        __builtin_prefetch(next_a);
+        __builtin_prefetch(next_b);
+      }
+    };
+    const auto multiply = [&] {
+      _tile_dpbf16ps(0, 4, 6); fetch();
+      _tile_dpbf16ps(1, 4, 7); fetch();
+      _tile_dpbf16ps(2, 5, 6); fetch();
+      _tile_dpbf16ps(3, 5, 7); fetch();
+    };
+    // Small products first; each time one of the two parts is there already.
+    load_a(0), load_b(PARTS - 1), multiply();
+    if constexpr (PARTS == 3) {
+      load_b(1), multiply();
+      load_a(1), multiply();
+      load_b(0), multiply();
+      load_a(2), multiply();
+      load_a(0), multiply();
+    }
+    if constexpr (PARTS == 2) {
+      load_b(0), multiply();
+      load_a(1), multiply();
+    }
+  }
+  before.write(std::min(WRITTEN * depths, Block::LINES), Block::LINES);
+  _tile_stored(0, block.numbers, BLOCK * 4);
+  _tile_stored(1, block.numbers + SIDE, BLOCK * 4);
+  _tile_stored(2, block.numbers + SIDE * BLOCK, BLOCK * 4);
+  _tile_stored(3, block.numbers + SIDE * BLOCK + SIDE, BLOCK * 4);
 }
 
 struct Product {
@@ -213,45 +254,45 @@ struct Product {
   int64_t step;
 
   // Some blocks of C; false if a number was not finite.
+  template <int64_t PARTS>
   bool compute(int64_t top, int64_t bottom, int64_t left, int64_t right) const {
+    constexpr int64_t ROWS = ROWS_OF_PARTS / PARTS;
     // The pages of memory from malloc would have to be made anew in each call.
-    thread_local std::vector<int16_t> room((ROWS + BLOCK) * INNER * PARTS + 32);
+    thread_local std::vector<int16_t> room((ROWS_OF_PARTS + BLOCK * PARTS) * INNER + 32);
     int16_t* packed_a = reinterpret_cast<int16_t*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
-    int16_t* packed_b = packed_a + ROWS * INNER * PARTS;
+    int16_t* packed_b = packed_a + ROWS_OF_PARTS * INNER;
     static const Shapes shapes;  // on the stack its numbers might not have been written when they are read
+    static const float nothing[BLOCK] = {};
     _tile_loadconfig(&shapes);
     bool finite = true;
+    Block blocks[2];
+    int64_t count = 0;
     for (int64_t from = 0; from == 0 || from < inner; from += INNER) {
       const int64_t until = std::min(inner, from + INNER), depths = (until - from + DEPTH - 1) / DEPTH;
       for (int64_t upper = top; upper < bottom; upper += ROWS) {
         const int64_t lower = std::min(bottom, upper + ROWS);
-        finite &= pack<false>(a, upper, lower, from, until, packed_a);
+        finite &= pack<PARTS, false>(a, upper, lower, from, until, packed_a);
         for (int64_t j = left; j < right; j += BLOCK) {
-          finite &= pack<true>(b, j, j + BLOCK, from, until, packed_b);
-          for (int64_t i = upper; i < lower; i += BLOCK)
-            put(packed_a + (i - upper) * depths * DEPTH * PARTS, packed_b, depths, i, j, from > 0);
+          finite &= pack<PARTS, true>(b, j, j + BLOCK, from, until, packed_b);
+          for (int64_t i = upper; i < lower; i += BLOCK) {
+            Block &block = blocks[count % 2], &before = blocks[++count % 2];
+            const int16_t* of_a = packed_a + (i - upper) * depths * DEPTH * PARTS;
+            block.to = c + i * step + j, block.step = step, block.more = from > 0;
+            block.height = a.outer - i, block.width = b.outer - j;
+            multiply_block<PARTS>(of_a, packed_b, depths, from > 0 ? nothing : bias + j, block, before);
+          }
         }
       }
+      blocks[(count + 1) % 2].write(0, Block::LINES);
+      blocks[0].height = blocks[1].height = 0;
     }
     _tile_release();
     return finite;
   }
-
- private:
-  void put(const int16_t* of_a, const int16_t* of_b, int64_t depths, int64_t i, int64_t j, bool more) const {
-    float* to = c + i * step + j;
-    const int64_t height = std::min(BLOCK, a.outer - i), width = std::min(BLOCK, b.outer - j);
-    if (height == BLOCK && width == BLOCK)
-      return multiply_block(of_a, of_b, depths, more ? to : bias + j, more ? step : 0, to, step);
-    alignas(64) float corner[BLOCK * BLOCK];
-    if (more)
-      for (int64_t row = 0; row < height; ++row) std::copy_n(to + row * step, width, corner + row * BLOCK);
-    multiply_block(of_a, of_b, depths, more ? corner : bias + j, more ? BLOCK : 0, corner, BLOCK);
-    for (int64_t row = 0; row < height; ++row) std::copy_n(corner + row * BLOCK, width, to + row * step);
-  }
 };
 
 // Computes all blocks, in as many rectangles as there are threads; false if a number was not finite.
+template <int64_t PARTS>
 inline bool compute(const Product& product) {
   const int64_t threads = at::get_num_threads();
   const auto rows = static_cast<double>(product.a.outer), columns = static_cast<double>(product.b.outer);
@@ -267,12 +308,21 @@ inline bool compute(const Product& product) {
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t i = n / across, j = n % across, height = product.a.outer, width = product.b.outer;
-      if (!product.compute(edge(height, i, down), edge(height, i + 1, down), edge(width, j, across),
-                           edge(width, j + 1, across)))
+      if (!product.compute<PARTS>(edge(height, i, down), edge(height, i + 1, down), edge(width, j, across),
+                                  edge(width, j + 1, across)))
         finite = false;
     }
   });
   return finite;
+}
+
+// As exactly as PyTorch is told to multiply numbers of single precision.
+inline bool compute_as_exactly_as_asked(const Product& product) {
+  switch (at::globalContext().float32MatmulPrecision()) {
+    case at::Float32MatmulPrecision::MEDIUM: return compute<1>(product);
+    case at::Float32MatmulPrecision::HIGH: return compute<2>(product);
+    default: return compute<3>(product);
+  }
 }
 
 // Rows or columns whose numbers lie together.
@@ -306,7 +356,7 @@ inline void multiply_into(const Tensor& a_, const Tensor& b_, const std::optiona
       std::copy_n(together.const_data_ptr<float>(), together.numel(), added.begin());
     }
     const Product product{{a, 0}, {b, 1}, a.size(1), added.data(), out.mutable_data_ptr<float>(), out.stride(0)};
-    if (compute(product)) return;
+    if (compute_as_exactly_as_asked(product)) return;
   }
 #endif
   bias ? at::addmm_out(out, *bias, a_, b_) : at::mm_out(out, a_, b_);
