@@ -26,6 +26,7 @@ from merc.errors import MercError
 from merc.files import write_json
 from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
+from merc.models.precision import multiply_with
 from merc.ranges import refuse_out_of_range
 from merc.reporting.corpus import describe_corpus
 from merc.reporting.costs import measure_costs
@@ -212,6 +213,8 @@ def _train_callbacks(config: dict[str, Any], recorder: Recorder) -> list[L.Callb
 def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     """Lightning's Trainer with the settings under ``trainer``; what merc does itself is switched off there.
 
+    The process multiplies as ``matmul_precision`` says from now on.
+
     Args:
         config: the plain resolved configuration.
         arguments: of the Trainer; they win over the settings.
@@ -226,6 +229,7 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     precision = str(settings.get("precision") or PRECISIONS[0])
     if precision not in (*PRECISIONS, *(name.split("-")[0] for name in PRECISIONS)):
         raise MercError(f"trainer.precision={precision} is none of {', '.join(PRECISIONS)}.")
+    multiply_with(config["matmul_precision"])
     own = {
         "enable_progress_bar": False,
         "enable_model_summary": False,

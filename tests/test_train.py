@@ -187,6 +187,7 @@ def test_a_finished_run_is_shown_again_on_resume(run: Train, capsys: pytest.Capt
         (["hyperparameters.learning_rate=1e15"], "diverged"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
         (["trainer.precision=11"], "trainer.precision=11 is none of 32-true, 16-mixed, bf16-mixed"),
+        (["matmul_precision=hihg"], "matmul_precision=hihg is none of highest, high, medium. Did you mean 'high'?"),
         (["trainer.precision=bf16-true"], "trainer.precision=bf16-true is none of 32-true, 16-mixed, bf16-mixed"),
         (
             ["~scheduler", "+scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"],

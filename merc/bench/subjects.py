@@ -27,6 +27,7 @@ from merc.data.conversation import ConversationBatch
 from merc.data.datamodule import ConversationDataModule
 from merc.models.build import build_model
 from merc.models.lightning_module import EmotionRecognition
+from merc.models.precision import multiply_with
 from merc.resuming import seed_everything
 from merc.train import train
 
@@ -255,6 +256,7 @@ def loop(overrides: Sequence[str], turns: Turns) -> None:
 
 def bare_training(setting: Setting) -> Callable[[Iterable[ConversationBatch]], None]:
     """A function that trains the product's module on batches: forward, backward and optimiser step."""
+    multiply_with(setting.config["matmul_precision"])
     module = setting.module()
     configured = module.configure_optimizers()
     optimizer = configured[0][0] if isinstance(configured, tuple) else configured

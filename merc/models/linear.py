@@ -1,10 +1,10 @@
 """Linear maps at the speed of the processor.
 
 PyTorch leaves products in single precision to the BLAS that it was built with, MKL in its wheels for x86. Two things
-are faster. Where a processor has matrix units, they can be made to compute in single precision
-(``merc/kernels/matrix_units.h``). Elsewhere, on processors of another maker than Intel, MKL is half as fast as oneDNN,
-which PyTorch has for convolutions: a convolution whose kernel is one pixel, over an image of one row whose pixels are
-the utterances, is the same product.
+are faster. Where a processor has matrix units, they can be made to compute in single precision, or as exactly as
+:func:`torch.set_float32_matmul_precision` asks for (``merc/kernels/matrix_units.h``). Elsewhere, on processors of
+another maker than Intel, MKL is half as fast as oneDNN, which PyTorch has for convolutions: a convolution whose kernel
+is one pixel, over an image of one row whose pixels are the utterances, is the same product.
 
 N rows of I channels become rows of O channels.
 """
@@ -90,7 +90,8 @@ def compiled_for_each_shape(device: torch.device) -> bool:
     """Whether large products are oneDNN's, which compiles them anew for every number of rows: best there are few."""
     if device.type != "cpu" or not ONEDNN:
         return False
-    return torch.is_autocast_enabled("cpu") or _engine_of_large() is Engine.ONEDNN
+    engine = _engine_of_large()
+    return torch.is_autocast_enabled("cpu") or engine is Engine.ONEDNN or (engine is Engine.PYTORCH and _rounded())
 
 
 def _engine(x: Tensor, weight: Tensor) -> Engine:
@@ -108,7 +109,12 @@ def _engine(x: Tensor, weight: Tensor) -> Engine:
 def _engine_of_large() -> Engine:
     if native() and _has_matrix_units():
         return Engine.MATRIX_UNITS
-    return Engine.PYTORCH if BLAS_AT_HOME or not ONEDNN else Engine.ONEDNN
+    return Engine.PYTORCH if BLAS_AT_HOME or not ONEDNN or _rounded() else Engine.ONEDNN
+
+
+def _rounded() -> bool:
+    """Whether products may round to bfloat16 what they multiply: PyTorch leaves them to oneDNN then."""
+    return torch.get_float32_matmul_precision() == "medium"
 
 
 @cache

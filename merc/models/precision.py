@@ -1,7 +1,27 @@
-"""Mixed precision for operations that autocast does not know."""
+"""Precision of products, and mixed precision for operations that autocast does not know."""
 
 import torch
 from torch import Tensor
+
+from merc.errors import MercError, nearest
+
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+
+
+def multiply_with(precision: str) -> None:
+    """Set how exactly this process multiplies matrices of single precision, on every device.
+
+    Args:
+        precision: ``highest``; ``high``, with numbers of some 16 bits (on GPUs TF32, of 11), or ``medium``, of
+            bfloat16, where there is something faster for them: :func:`torch.set_float32_matmul_precision`.
+
+    Raises:
+        MercError: it is none of them.
+    """
+    if precision not in MATMUL_PRECISIONS:
+        valid = ", ".join(MATMUL_PRECISIONS)
+        raise MercError(f"matmul_precision={precision} is none of {valid}.{nearest(str(precision), MATMUL_PRECISIONS)}")
+    torch.set_float32_matmul_precision(precision)
 
 
 def lower_precision(*tensors: Tensor) -> tuple[Tensor, ...]:

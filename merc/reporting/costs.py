@@ -37,7 +37,8 @@ def measure_costs(
         ``train_seconds_per_epoch``, ``train_batch_seconds`` and ``train_utterances_per_second`` without it, of the
         median epoch, these four under ``seeds_at_once`` where they are of several seeds;
         ``inference_seconds_per_utterance``, ``inference_utterances_per_second`` and
-        ``inference_flops_per_second``, with the making of batches; ``device``, ``precision`` and ``threads``.
+        ``inference_flops_per_second``, with the making of batches; ``device``, ``precision``,
+        ``matmul_precision`` and ``threads``.
     """
     flops = _flops(module, data)
     per_utterance = _inference_seconds(module, data, trainer.precision_plugin.forward_context)
@@ -52,6 +53,7 @@ def measure_costs(
         "inference_flops_per_second": flops / per_utterance,
         "device": _device_name(module.device),
         "precision": str(trainer.precision),
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
     }
 

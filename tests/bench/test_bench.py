@@ -113,6 +113,8 @@ def test_ratios_compare_round_by_round() -> None:
                 own_floor_fp32=[{"train": 0.5}, {"train": 1.0}],
                 product_fp32=product,
                 product_bf16=product,
+                product_high=floor,
+                product_medium=product,
                 loop_fp32=[{"train": 1.5}, {"train": 2.0}],
                 balancing_adaptive=[{"train": 1.1}, {"train": 1.3}],
                 balancing_none=[{"train": 1.0}, {"train": 1.0}],
@@ -127,6 +129,10 @@ def test_ratios_compare_round_by_round() -> None:
         "training bf16 / floor": 1.35,
         "evaluation fp32 / floor": 1.5,
         "evaluation bf16 / floor": 1.5,
+        "training high / floor": 1.0,
+        "evaluation high / floor": 1.0,
+        "training medium / floor": 1.35,
+        "evaluation medium / floor": 1.5,
         "training fp32 / own floor": 2.7,
         "framework beyond a bare loop": 10.0,
         "adaptive balancing beyond none": 20.0,
@@ -135,7 +141,8 @@ def test_ratios_compare_round_by_round() -> None:
         "plain reference / training fp32": 2.5,
     }
     reached = {quantity: ratio.reached for quantity, ratio in measured.items()}
-    assert reached["training bf16 / floor"] is True
+    assert reached["training bf16 / floor"] is reached["training medium / floor"] is True
+    assert reached["training high / floor"] is None
     assert reached["framework beyond a bare loop"] is False
     assert reached["peak memory beyond the data"] is False
     assert reached["plain reference / training fp32"] is None
@@ -179,7 +186,7 @@ def test_the_command_measures_everything(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads((tmp_path / "performance.json").read_text())
-    assert len(results["ratios"]) == 10
+    assert len(results["ratios"]) == 14
     assert all(ratio["value"] > 0 for ratio in results["ratios"] if ratio["unit"] == "×")
     samples = results["measurements"][0]["samples"]
     assert set(samples["product fp32"]["rounds"][0]) == {"train", "evaluate", "write"}

@@ -41,6 +41,14 @@ def assert_as_exact_as_single_precision(ours: Tensor, a: Tensor, b: Tensor) -> N
     assert ((ours.double() - exact).abs() <= bound).all()
 
 
+@pytest.fixture(autouse=True)
+def as_exactly_as_before() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.fixture(params=[1, 2, 6])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
@@ -90,11 +98,43 @@ def test_numbers_of_any_size(exponents: list[int]) -> None:
     assert_as_exact_as_single_precision(product(a, b), a, b)
 
 
-@pytest.mark.skipif(not loaded() or not torch.ops.merc.has_matrix_units(), reason="this processor has no matrix units")
+ON_MATRIX_UNITS = pytest.mark.skipif(
+    not loaded() or not torch.ops.merc.has_matrix_units(), reason="this processor has no matrix units"
+)
+
+
+@ON_MATRIX_UNITS
 def test_matrix_units_are_used() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(200, 300), torch.randn(300, 100)
     assert not torch.equal(product(a, b), a @ b)
+
+
+def error(precision: str, a: Tensor, b: Tensor) -> float:
+    """Largest error of a product, in shares of the sum of the absolute values of its terms."""
+    torch.set_float32_matmul_precision(precision)
+    a_, b_ = a.double(), b.double()
+    return float(((product(a, b).double() - a_ @ b_).abs() / (a_.abs() @ b_.abs())).max())
+
+
+@ON_MATRIX_UNITS
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 900), inner=SIZES.filter(bool), columns=SIZES.filter(bool), layout=LAYOUTS)
+def test_as_exact_as_pytorch_is_told_to_be(rows: int, inner: int, columns: int, layout: str) -> None:
+    torch.manual_seed(0)
+    a, b = lying(layout, rows, inner), lying(layout, inner, columns)
+    rounding = 2.0**-24 * (4 + inner**0.5)
+    # One part leaves 2⁻⁸ of a number at most, two parts 2⁻¹⁷; the product of the second parts is not added.
+    assert error("medium", a, b) <= 2 * 2.0**-8 * (1 + 2.0**-8) + rounding
+    assert error("high", a, b) <= (2 * 2.0**-17 + 2.0**-16) * (1 + 2.0**-8) + rounding
+    assert error("highest", a, b) <= rounding
+
+
+@ON_MATRIX_UNITS
+def test_fewer_products_are_less_exact() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(90, 128), torch.randn(128, 90)
+    assert error("medium", a, b) > 2.0**-12 > 2.0**-17 > error("high", a, b) > 2.0**-21 > error("highest", a, b)
 
 
 @pytest.mark.parametrize("strange", [float("inf"), float("-inf"), float("nan"), 3.4e38])

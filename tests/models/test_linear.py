@@ -104,6 +104,18 @@ def test_what_computes_large_products(monkeypatch: pytest.MonkeyPatch) -> None:
             assert module._engine(large.double(), weight.double()) is Engine.PYTORCH
 
 
+def test_what_computes_products_of_rounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ONEDNN", True)
+    monkeypatch.setattr(module, "BLAS_AT_HOME", False)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    large, weight = torch.randn(700, 160), torch.randn(160, 160)
+    for units in (False, True):
+        monkeypatch.setattr(module, "_has_matrix_units", lambda units=units: units)
+        ours = units and loaded()
+        assert module._engine(large, weight) is (Engine.MATRIX_UNITS if ours else Engine.PYTORCH)
+        assert module.compiled_for_each_shape(large.device) == (not ours)
+
+
 def test_no_rows_at_all() -> None:
     inputs = numbers(0, 160), numbers(20, 160), numbers(20)
     assert_same(linear, F.linear, inputs)

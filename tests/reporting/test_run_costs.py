@@ -33,7 +33,7 @@ def run(path: Path, *overrides: str) -> dict[str, Any]:
 
 def test_costs_of_a_model_of_linear_maps(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    plain = ["denoiser=none", "graph=none", "balancing=none"]
+    plain = ["denoiser=none", "graph=none", "balancing=none", "matmul_precision=high"]
     costs = run(tmp_path, *plain, "trainer.max_epochs=2", "trainer.precision=bf16-mixed")
     maps = [*((dim, WIDTH) for dim in DIMS.values()), *((WIDTH, CLASSES) for _ in DIMS)]
     assert costs["parameters"] == sum((inputs + 1) * outputs for inputs, outputs in maps)
@@ -42,6 +42,7 @@ def test_costs_of_a_model_of_linear_maps(tmp_path: Path) -> None:
     expected = costs["flops_per_utterance"] * costs["inference_utterances_per_second"]
     assert costs["inference_flops_per_second"] == pytest.approx(expected)
     assert (costs["device"], costs["precision"], costs["threads"]) == ("cpu", "bf16-mixed", torch.get_num_threads())
+    assert costs["matmul_precision"] == "high"
     with folder.history.open() as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     assert costs["train_seconds"] == pytest.approx(sum(seconds))
