@@ -35,9 +35,9 @@ constexpr int64_t SIDE = 16;   // rows of a tile
 constexpr int64_t DEPTH = 32;  // numbers in each of them
 constexpr int64_t TILE = SIDE * DEPTH;
 constexpr int64_t BLOCK = 2 * SIDE;  // rows and columns of the result that are computed at a time
-// What is packed of A at a time, so that it stays in a core's cache: inner numbers, and rows times parts.
+// What is packed of B at a time, so that it stays in a core's cache: inner numbers, and columns times parts.
 constexpr int64_t INNER = 512;
-constexpr int64_t ROWS_OF_PARTS = 1152;
+constexpr int64_t PANEL_OF_PARTS = 1152;
 constexpr int64_t AHEAD = 2 * DEPTH;  // how far ahead memory is asked for them
 
 // Whether the operating system lets this process use them.
@@ -246,6 +246,12 @@ inline void multiply_block(
   _tile_stored(3, block.numbers + SIDE * BLOCK + SIDE, BLOCK * 4);
 }
 
+// Columns of panels of the same width, or nearly so, of which none has more than `most`.
+inline int64_t width_of_panels(int64_t columns, int64_t most) {
+  const int64_t panels = std::max<int64_t>(1, (columns + most - 1) / most);
+  return std::max(BLOCK, (columns + panels * BLOCK - 1) / (panels * BLOCK) * BLOCK);
+}
+
 struct Product {
   Operand a, b;
   int64_t inner;
@@ -253,33 +259,33 @@ struct Product {
   float* c;
   int64_t step;
 
-  // Some blocks of C; false if a number was not finite.
+  // Some blocks of C, row by row, since memory is written to faster in order; false if a number was not finite.
   template <int64_t PARTS>
   bool compute(int64_t top, int64_t bottom, int64_t left, int64_t right) const {
-    constexpr int64_t ROWS = ROWS_OF_PARTS / PARTS;
     // The pages of memory from malloc would have to be made anew in each call.
-    thread_local std::vector<int16_t> room((ROWS_OF_PARTS + BLOCK * PARTS) * INNER + 32);
-    int16_t* packed_a = reinterpret_cast<int16_t*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
-    int16_t* packed_b = packed_a + ROWS_OF_PARTS * INNER;
+    thread_local std::vector<int16_t> room((PANEL_OF_PARTS + BLOCK * PARTS) * INNER + 32);
+    int16_t* packed_b = reinterpret_cast<int16_t*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
+    int16_t* packed_a = packed_b + PANEL_OF_PARTS * INNER;
     static const Shapes shapes;  // on the stack its numbers might not have been written when they are read
     static const float nothing[BLOCK] = {};
     _tile_loadconfig(&shapes);
+    const int64_t panel = width_of_panels(right - left, PANEL_OF_PARTS / PARTS);
     bool finite = true;
     Block blocks[2];
     int64_t count = 0;
     for (int64_t from = 0; from == 0 || from < inner; from += INNER) {
       const int64_t until = std::min(inner, from + INNER), depths = (until - from + DEPTH - 1) / DEPTH;
-      for (int64_t upper = top; upper < bottom; upper += ROWS) {
-        const int64_t lower = std::min(bottom, upper + ROWS);
-        finite &= pack<PARTS, false>(a, upper, lower, from, until, packed_a);
-        for (int64_t j = left; j < right; j += BLOCK) {
-          finite &= pack<PARTS, true>(b, j, j + BLOCK, from, until, packed_b);
-          for (int64_t i = upper; i < lower; i += BLOCK) {
+      for (int64_t first = left; first < right; first += panel) {
+        const int64_t last = std::min(right, first + panel);
+        finite &= pack<PARTS, true>(b, first, last, from, until, packed_b);
+        for (int64_t i = top; i < bottom; i += BLOCK) {
+          finite &= pack<PARTS, false>(a, i, i + BLOCK, from, until, packed_a);
+          for (int64_t j = first; j < last; j += BLOCK) {
             Block &block = blocks[count % 2], &before = blocks[++count % 2];
-            const int16_t* of_a = packed_a + (i - upper) * depths * DEPTH * PARTS;
+            const int16_t* of_b = packed_b + (j - first) * depths * DEPTH * PARTS;
             block.to = c + i * step + j, block.step = step, block.more = from > 0;
             block.height = a.outer - i, block.width = b.outer - j;
-            multiply_block<PARTS>(of_a, packed_b, depths, from > 0 ? nothing : bias + j, block, before);
+            multiply_block<PARTS>(packed_a, of_b, depths, from > 0 ? nothing : bias + j, block, before);
           }
         }
       }
