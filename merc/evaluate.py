@@ -24,6 +24,7 @@ from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError, nearest
 from merc.files import write_json
 from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, load_checkpoint
+from merc.models.precision import multiply_with
 from merc.models.released import load_released
 from merc.ranges import refuse_out_of_range
 from merc.reporting.history import REPORTED
@@ -36,7 +37,8 @@ from merc.sweeping.manifest import read_sweeps
 from merc.train import build_trainer
 
 READ = (
-    "ckpt", "sweep", "split", "out", "noise", "noisy", "drop", "draws", "run_root", "data", "trainer", "plugins",
+    "ckpt", "sweep", "split", "out", "noise", "noisy", "drop", "draws", "run_root", "data", "trainer",
+    "matmul_precision", "plugins",
 )  # fmt: skip
 """Keys that scoring a checkpoint of merc reads."""
 
@@ -186,6 +188,7 @@ def _open(
         raise MercError(f"split={split} is none of {', '.join(SPLITS)}.{nearest(str(split), SPLITS)}")
     refuse_out_of_range(config)
     check_plugins(config["plugins"])
+    multiply_with(config["matmul_precision"])
     own = _own_module(ckpt, config["plugins"])
     if own is not None:
         _refuse_unread(overrides)

@@ -171,7 +171,8 @@ def run_name_of(cfg: DictConfig) -> str:
 
 
 def build_run(config: dict[str, Any], kind: type[Module]) -> tuple[ConversationDataModule, Module]:
-    """The data and the module of a run, drawn with its seed."""
+    """The data and the module of a run, drawn with its seed; the process multiplies as the run wants it from now on."""
+    multiply_with(config["matmul_precision"])
     seed_everything(config["seed"])
     data: ConversationDataModule = instantiate(config["data"], config["plugins"])
     data.setup()
@@ -213,8 +214,6 @@ def _train_callbacks(config: dict[str, Any], recorder: Recorder) -> list[L.Callb
 def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     """Lightning's Trainer with the settings under ``trainer``; what merc does itself is switched off there.
 
-    The process multiplies as ``matmul_precision`` says from now on.
-
     Args:
         config: the plain resolved configuration.
         arguments: of the Trainer; they win over the settings.
@@ -229,7 +228,6 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     precision = str(settings.get("precision") or PRECISIONS[0])
     if precision not in (*PRECISIONS, *(name.split("-")[0] for name in PRECISIONS)):
         raise MercError(f"trainer.precision={precision} is none of {', '.join(PRECISIONS)}.")
-    multiply_with(config["matmul_precision"])
     own = {
         "enable_progress_bar": False,
         "enable_model_summary": False,

@@ -20,10 +20,12 @@ CLASSES = ("calm", "glad", "gloomy", "cross")
 
 @pytest.fixture(autouse=True)
 def commands_leave_nothing_behind() -> Iterator[None]:
-    """Forget what a command that a test ran in this process told Hydra and the loggers."""
+    """Forget what a command that a test ran in this process told Hydra, the loggers and PyTorch."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    torch.set_float32_matmul_precision("highest")
     yield
+    torch.set_float32_matmul_precision("highest")
     HydraConfig.instance().cfg = None
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -180,3 +180,10 @@ def test_a_checkpoint_trusts_the_commands_plugins_alone(
         compose_evaluation(tmp_path / "own.ckpt")
     expected = compose_evaluation(trained.last)["per_class"]
     assert compose_evaluation(tmp_path / "own.ckpt", "plugins=[own_parts]")["per_class"] == expected
+
+
+def test_products_are_as_exact_as_the_command_says(trained: RunFolder) -> None:
+    compose_evaluation(trained.selected, "matmul_precision=medium")
+    assert torch.get_float32_matmul_precision() == "medium"
+    compose_evaluation(trained.selected)
+    assert torch.get_float32_matmul_precision() == "highest"

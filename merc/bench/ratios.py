@@ -89,7 +89,7 @@ def ratios(group: Group, targets: Mapping[str, Any]) -> Iterator[Ratio]:
 
     for precision, products in PRODUCTS.items():
         run, floor = f"product {precision}", f"floor {products}"
-        # Products of rounded numbers are no match for the floor of exact ones.
+        # No target for high: its floor multiplies exactly.
         goal = {} if precision == "high" else targets
         training, evaluation = goal.get(f"training_{products}"), goal.get("evaluation")
         yield ratio(f"training {precision} / floor", compare(run, floor, "train"), "×", training)

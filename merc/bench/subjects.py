@@ -103,6 +103,7 @@ class Setting:
     def of(cls, overrides: Sequence[str]) -> "Setting":
         """Compose the configuration, read the data."""
         config = plain(compose(overrides))
+        multiply_with(config["matmul_precision"])
         seed_everything(config["seed"])
         data: ConversationDataModule = instantiate(config["data"])
         data.setup()
@@ -127,6 +128,8 @@ def floor(overrides: Sequence[str], turns: Turns, own: bool = False) -> None:
         own: as the product does them, not by ``torch.mm``.
     """
     setting = Setting.of(overrides)
+    if not own:
+        multiply_with("highest")
     with torch.device("meta"):
         model = build_model(setting.config, setting.data.info)
     maps = {split: [linear_maps(model, b.to("meta")) for b in setting.batches(split)] for split in ("train", "test")}
@@ -256,7 +259,6 @@ def loop(overrides: Sequence[str], turns: Turns) -> None:
 
 def bare_training(setting: Setting) -> Callable[[Iterable[ConversationBatch]], None]:
     """A function that trains the product's module on batches: forward, backward and optimiser step."""
-    multiply_with(setting.config["matmul_precision"])
     module = setting.module()
     configured = module.configure_optimizers()
     optimizer = configured[0][0] if isinstance(configured, tuple) else configured

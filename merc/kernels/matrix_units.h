@@ -176,13 +176,13 @@ struct Block {
 
   alignas(64) float numbers[BLOCK * BLOCK];
   float* to = nullptr;
-  int64_t step = 0, height = 0, width = 0;
+  int64_t step = 0, height = 0, width = 0;  // a height of at most BLOCK
   bool more = false;  // whether it is added to what is there
 
   void write(int64_t begin, int64_t end) const {
-    for (int64_t line = begin; line < end; ++line) {
+    for (int64_t line = begin; line < std::min(end, 2 * height); ++line) {
       const int64_t row = line / 2, column = line % 2 * SIDE;
-      const __mmask16 there = row < height ? first(width - column) : 0;
+      const __mmask16 there = first(width - column);
       float* at = to + row * step + column;
       __m512 x = _mm512_load_ps(numbers + row * BLOCK + column);
       if (more) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(there, at));
@@ -195,14 +195,15 @@ struct Block {
 template <int64_t PARTS>
 inline void multiply_block(
     const int16_t* a, const int16_t* b, int64_t depths, const float* initial, Block& block, const Block& before) {
-  constexpr int64_t STEP = 2 * PARTS * TILE, WRITTEN = 4;
+  constexpr int64_t STEP = 2 * PARTS * TILE;
+  const int64_t written = (Block::LINES + depths) / (depths + 1);
   asm volatile("" ::: "memory");  // gcc does not know that loading a tile reads memory
   _tile_loadd(0, initial, 0);
   _tile_loadd(1, initial + SIDE, 0);
   _tile_loadd(2, initial, 0);
   _tile_loadd(3, initial + SIDE, 0);
   for (int64_t k = 0; k < depths; ++k, a += STEP, b += STEP) {
-    before.write(std::min(WRITTEN * k, Block::LINES), std::min(WRITTEN * (k + 1), Block::LINES));
+    before.write(written * k, written * (k + 1));
     const auto load_a = [&](int64_t part) {
       _tile_loadd(4, a + 2 * part * TILE, 64);
       _tile_loadd(5, a + (2 * part + 1) * TILE, 64);
@@ -212,8 +213,8 @@ inline void multiply_block(
       _tile_loadd(7, b + (2 * part + 1) * TILE, 64);
     };
     const int16_t *next_a = a + STEP, *next_b = b + STEP;
-    const auto fetch = [&] {  // all of the next tiles, line by line
-      constexpr int64_t LINE = 32, PRODUCTS = PARTS * (PARTS + 1) / 2, LINES = STEP / LINE / (4 * PRODUCTS);
+    const auto fetch = [&] {  // some lines of the next tiles, which lie behind these but for those of the next block
+      constexpr int64_t LINE = 32, TIMES = 4 * (PARTS * (PARTS + 1) / 2), LINES = (STEP / LINE + TIMES - 1) / TIMES;
       for (int64_t i = 0; i < LINES; ++i, next_a += LINE, next_b += LINE) {
         __builtin_prefetch(next_a);
         __builtin_prefetch(next_b);
@@ -239,17 +240,17 @@ inline void multiply_block(
       load_a(1), multiply();
     }
   }
-  before.write(std::min(WRITTEN * depths, Block::LINES), Block::LINES);
+  before.write(written * depths, Block::LINES);
   _tile_stored(0, block.numbers, BLOCK * 4);
   _tile_stored(1, block.numbers + SIDE, BLOCK * 4);
   _tile_stored(2, block.numbers + SIDE * BLOCK, BLOCK * 4);
   _tile_stored(3, block.numbers + SIDE * BLOCK + SIDE, BLOCK * 4);
 }
 
-// Columns of panels of the same width, or nearly so, of which none has more than `most`.
-inline int64_t width_of_panels(int64_t columns, int64_t most) {
-  const int64_t panels = std::max<int64_t>(1, (columns + most - 1) / most);
-  return std::max(BLOCK, (columns + panels * BLOCK - 1) / (panels * BLOCK) * BLOCK);
+template <int64_t PARTS>
+inline int64_t panels(int64_t columns) {
+  constexpr int64_t MOST = PANEL_OF_PARTS / PARTS;
+  return (columns + MOST - 1) / MOST;
 }
 
 struct Product {
@@ -262,6 +263,7 @@ struct Product {
   // Some blocks of C, row by row, since memory is written to faster in order; false if a number was not finite.
   template <int64_t PARTS>
   bool compute(int64_t top, int64_t bottom, int64_t left, int64_t right) const {
+    if (top == bottom || left == right) return true;
     // The pages of memory from malloc would have to be made anew in each call.
     thread_local std::vector<int16_t> room((PANEL_OF_PARTS + BLOCK * PARTS) * INNER + 32);
     int16_t* packed_b = reinterpret_cast<int16_t*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
@@ -269,7 +271,8 @@ struct Product {
     static const Shapes shapes;  // on the stack its numbers might not have been written when they are read
     static const float nothing[BLOCK] = {};
     _tile_loadconfig(&shapes);
-    const int64_t panel = width_of_panels(right - left, PANEL_OF_PARTS / PARTS);
+    const int64_t blocks_of_all = (right - left) / BLOCK, count_of_panels = panels<PARTS>(right - left);
+    const int64_t panel = (blocks_of_all + count_of_panels - 1) / count_of_panels * BLOCK;
     bool finite = true;
     Block blocks[2];
     int64_t count = 0;
@@ -284,7 +287,7 @@ struct Product {
             Block &block = blocks[count % 2], &before = blocks[++count % 2];
             const int16_t* of_b = packed_b + (j - first) * depths * DEPTH * PARTS;
             block.to = c + i * step + j, block.step = step, block.more = from > 0;
-            block.height = a.outer - i, block.width = b.outer - j;
+            block.height = std::min(BLOCK, a.outer - i), block.width = b.outer - j;
             multiply_block<PARTS>(packed_a, of_b, depths, from > 0 ? nothing : bias + j, block, before);
           }
         }
@@ -301,9 +304,12 @@ struct Product {
 template <int64_t PARTS>
 inline bool compute(const Product& product) {
   const int64_t threads = at::get_num_threads();
-  const auto rows = static_cast<double>(product.a.outer), columns = static_cast<double>(product.b.outer);
-  int64_t down = 1;  // how many rectangles lie below each other: so that little is packed
-  const auto packed = [&](int64_t n) { return rows / n + columns / (threads / n); };
+  const int64_t rows = product.a.outer, columns = product.b.outer;
+  int64_t down = 1;  // how many rectangles lie below each other: so that little is packed, the rows for every panel
+  const auto packed = [&](int64_t n) {
+    const int64_t width = columns * n / threads;
+    return rows / n * panels<PARTS>(width) + width;
+  };
   for (int64_t n = 2; n <= threads; ++n)
     if (threads % n == 0 && packed(n) <= packed(down)) down = n;
   const int64_t across = threads / down;

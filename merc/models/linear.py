@@ -1,7 +1,7 @@
 """Linear maps at the speed of the processor.
 
-PyTorch leaves products in single precision to the BLAS that it was built with, MKL in its wheels for x86. Two things
-are faster. Where a processor has matrix units, they can be made to compute in single precision, or as exactly as
+PyTorch leaves exact products in single precision to the BLAS that it was built with, MKL in its wheels for x86. Two
+things are faster. Where a processor has matrix units, they can be made to compute in single precision, or as exactly as
 :func:`torch.set_float32_matmul_precision` asks for (``merc/kernels/matrix_units.h``). Elsewhere, on processors of
 another maker than Intel, MKL is half as fast as oneDNN, which PyTorch has for convolutions: a convolution whose kernel
 is one pixel, over an image of one row whose pixels are the utterances, is the same product.
@@ -43,7 +43,7 @@ BLAS_AT_HOME = torch.backends.mkl.is_available() and _made_by_intel()
 class Engine(Enum):
     """What computes a product."""
 
-    PYTORCH = "PyTorch, by its BLAS in single precision"
+    PYTORCH = "PyTorch"
     ONEDNN = "oneDNN, as a convolution"
     MATRIX_UNITS = "merc's operators"
 
@@ -113,8 +113,8 @@ def _engine_of_large() -> Engine:
 
 
 def _rounded() -> bool:
-    """Whether products may round to bfloat16 what they multiply: PyTorch leaves them to oneDNN then."""
-    return torch.get_float32_matmul_precision() == "medium"
+    """Whether products may round what they multiply to bfloat16, and PyTorch has oneDNN compute them for that."""
+    return torch.get_float32_matmul_precision() == "medium" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @cache

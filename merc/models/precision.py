@@ -12,8 +12,8 @@ def multiply_with(precision: str) -> None:
     """Set how exactly this process multiplies matrices of single precision, on every device.
 
     Args:
-        precision: ``highest``; ``high``, with numbers of some 16 bits (on GPUs TF32, of 11), or ``medium``, of
-            bfloat16, where there is something faster for them: :func:`torch.set_float32_matmul_precision`.
+        precision: of :func:`torch.set_float32_matmul_precision`: ``highest``; ``high``, of the sum of two bfloat16 (on
+            GPUs TF32), ``medium``, of bfloat16 (on GPUs TF32). Where nothing is faster for it, products stay exact.
 
     Raises:
         MercError: it is none of them.

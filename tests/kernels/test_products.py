@@ -13,7 +13,7 @@ from merc.kernels.library import loaded
 pytestmark = pytest.mark.skipif(not loaded(), reason="there is no C++ compiler")
 
 LAYOUTS = st.sampled_from(["rows", "columns", "part of wider rows", "every other number"])
-SIZES = st.one_of(st.integers(0, 70), st.sampled_from([96, 512, 513, 800]))
+SIZES = st.one_of(st.integers(0, 70), st.sampled_from([96, 342, 512, 513, 800, 1300]))
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -41,20 +41,19 @@ def assert_as_exact_as_single_precision(ours: Tensor, a: Tensor, b: Tensor) -> N
     assert ((ours.double() - exact).abs() <= bound).all()
 
 
-@pytest.fixture(autouse=True)
-def as_exactly_as_before() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
 @pytest.fixture(params=[1, 2, 6])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("inner", range(1, 544, 31))
+def test_any_number_of_inner_numbers(inner: int) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(150, inner), torch.randn(inner, 80)
+    assert_as_exact_as_single_precision(product(a, b), a, b)
 
 
 @settings(max_examples=60, deadline=None)
@@ -67,7 +66,20 @@ def test_any_shape_and_layout(rows: int, inner: int, columns: int, a_layout: str
     assert_as_exact_as_single_precision(ours, a, b)
 
 
+@pytest.fixture(params=["highest", "high", "medium"])
+def precision(request: pytest.FixtureRequest) -> str:
+    torch.set_float32_matmul_precision(request.param)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("precision")
 def test_a_bias_is_added(threads: int) -> None:
+    torch.manual_seed(0)
+    a, b, bias = torch.randn(50, 600), torch.randn(600, 1300), torch.randn(1300)
+    torch.testing.assert_close(product(a, b, bias), product(a, b) + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_is_added_exactly() -> None:
     torch.manual_seed(0)
     a, b, bias = torch.randn(50, 600), torch.randn(600, 70), torch.randn(70)
     torch.testing.assert_close(product(a, b, bias).double(), a.double() @ b.double() + bias, rtol=1e-5, atol=1e-4)
@@ -81,9 +93,11 @@ def test_a_product_is_written_where_it_belongs(threads: int) -> None:
     assert not out[:, [0, 2]].any()
 
 
-def test_the_number_of_threads_changes_nothing(threads: int) -> None:
+@pytest.mark.usefixtures("precision")
+@pytest.mark.parametrize("columns", [200, 1300])
+def test_the_number_of_threads_changes_nothing(threads: int, columns: int) -> None:
     torch.manual_seed(0)
-    a, b = torch.randn(300, 700), torch.randn(700, 200)
+    a, b = torch.randn(300, 700), torch.randn(700, columns)
     ours = product(a, b)
     torch.set_num_threads(1)
     assert torch.equal(ours, product(a, b))

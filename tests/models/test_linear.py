@@ -107,13 +107,21 @@ def test_what_computes_large_products(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_computes_products_of_rounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ONEDNN", True)
     monkeypatch.setattr(module, "BLAS_AT_HOME", False)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    monkeypatch.setattr(module, "_rounded", lambda: True)
     large, weight = torch.randn(700, 160), torch.randn(160, 160)
     for units in (False, True):
         monkeypatch.setattr(module, "_has_matrix_units", lambda units=units: units)
         ours = units and loaded()
         assert module._engine(large, weight) is (Engine.MATRIX_UNITS if ours else Engine.PYTORCH)
         assert module.compiled_for_each_shape(large.device) == (not ours)
+
+
+def test_products_are_rounded_where_onednn_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not module._rounded()
+    torch.set_float32_matmul_precision("medium")
+    assert module._rounded() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not module._rounded()
 
 
 def test_no_rows_at_all() -> None:
