@@ -98,9 +98,8 @@ def subjects_of(model: str, overrides: tuple[str, ...], settings: Mapping[str, A
         for precision in PRECISIONS
         for name, subject in (("floor", subjects.floor), ("product", subjects.product))
     }
-    for matmul_precision in ("high", "medium"):
-        name = f"product {matmul_precision}"
-        chosen[name] = run(subjects.product, "fp32", f"matmul_precision={matmul_precision}")
+    for rounded in ("high", "medium"):
+        chosen[f"product {rounded}"] = run(subjects.product, "fp32", f"matmul_precision={rounded}")
     chosen["own floor fp32"] = run(subjects.floor, "fp32", own=True)
     chosen["loop fp32"] = run(subjects.loop, "fp32")
     chosen["stages fp32"] = run(subjects.stages, "fp32")

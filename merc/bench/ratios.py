@@ -89,9 +89,9 @@ def ratios(group: Group, targets: Mapping[str, Any]) -> Iterator[Ratio]:
 
     for precision, products in PRODUCTS.items():
         run, floor = f"product {precision}", f"floor {products}"
-        # No target for high: its floor multiplies exactly.
-        goal = {} if precision == "high" else targets
-        training, evaluation = goal.get(f"training_{products}"), goal.get("evaluation")
+        training, evaluation = targets[f"training_{products}"], targets["evaluation"]
+        if precision == "high":  # its floor multiplies exactly: no match
+            training = evaluation = None
         yield ratio(f"training {precision} / floor", compare(run, floor, "train"), "×", training)
         yield ratio(f"evaluation {precision} / floor", compare(run, floor, "evaluate"), "×", evaluation)
     yield ratio("training fp32 / own floor", compare("product fp32", "own floor fp32", "train"), "×", None)

@@ -319,9 +319,9 @@ inline bool compute(const Product& product) {
   std::atomic<bool> finite{true};
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const int64_t i = n / across, j = n % across, height = product.a.outer, width = product.b.outer;
-      if (!product.compute<PARTS>(edge(height, i, down), edge(height, i + 1, down), edge(width, j, across),
-                                  edge(width, j + 1, across)))
+      const int64_t i = n / across, j = n % across;
+      if (!product.compute<PARTS>(edge(rows, i, down), edge(rows, i + 1, down), edge(columns, j, across),
+                                  edge(columns, j + 1, across)))
         finite = false;
     }
   });
