@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "dropout.h"
-#include "products.h"
+#include "blas.h"
 #include "softmax.h"
 
 namespace merc {

@@ -7,7 +7,7 @@
 #include <ATen/MemoryOverlap.h>
 
 #include "dropout.h"
-#include "products.h"
+#include "blas.h"
 #include "softmax.h"
 
 namespace merc {

@@ -7,7 +7,7 @@
 #include "gelu.h"
 #include "graph.h"
 #include "head_norm.h"
-#include "matrix_units.h"
+#include "product.h"
 
 #define BAND                                                                                                   \
   "Tensor ends, Tensor? relation, Tensor? coefficients, Tensor connected, int past, int[] kinds, float slope," \
@@ -30,7 +30,7 @@ TORCH_LIBRARY(merc, library) {
   library.def("relation_scores_backward(Tensor of_scores, Tensor vectors, Tensor tables) -> (Tensor, Tensor)");
   library.def("attention_band(" BAND ") -> Tensor");
   library.def("attention_band_backward(Tensor of_attention, " BAND ") -> (Tensor, Tensor, Tensor)");
-  library.def("has_matrix_units() -> bool", &merc::has_matrix_units);
+  library.def("units() -> str", &merc::units);
   library.def("product(Tensor a, Tensor b, Tensor? bias) -> Tensor");
   library.def("product_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   library.def("mix(Tensor attention, Tensor values, int past) -> Tensor");

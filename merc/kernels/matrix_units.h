@@ -10,12 +10,10 @@
 #pragma once
 
 #include <ATen/Context.h>
-#include <ATen/MemoryOverlap.h>
 
 #include <atomic>
-#include <optional>
 
-#include "rows.h"
+#include "factors.h"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__linux__)
 #define MERC_MATRIX_UNITS
@@ -53,18 +51,6 @@ struct alignas(64) Shapes {  // the layout is that of LDTILECFG
   uint8_t palette = 1, start = 0, reserved[14] = {};
   uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE};
-};
-
-// A, or B transposed: `outer` rows of numbers that are summed over.
-struct Operand {
-  Operand(const Tensor& x, int64_t outer_dim)
-      : at(x.const_data_ptr<float>()), outer(x.size(outer_dim)), along(x.stride(1 - outer_dim) == 1),
-        step(along ? x.stride(outer_dim) : x.stride(1 - outer_dim)) {}
-
-  const float* at;
-  int64_t outer;
-  bool along;    // a row's numbers lie together; otherwise those of the same place in all rows do
-  int64_t step;  // to the next row, or to the next place
 };
 
 inline __m512 rounded(__m512 x) {
@@ -253,77 +239,53 @@ inline int64_t panels(int64_t columns) {
   return (columns + MOST - 1) / MOST;
 }
 
-struct Product {
-  Operand a, b;
-  int64_t inner;
-  const float* bias;  // of all columns of all blocks
-  float* c;
-  int64_t step;
-
-  // Some blocks of C, row by row, since memory is written to faster in order; false if a number was not finite.
-  template <int64_t PARTS>
-  bool compute(int64_t top, int64_t bottom, int64_t left, int64_t right) const {
-    if (top == bottom || left == right) return true;
-    // The pages of memory from malloc would have to be made anew in each call.
-    thread_local std::vector<int16_t> room((PANEL_OF_PARTS + BLOCK * PARTS) * INNER + 32);
-    int16_t* packed_b = reinterpret_cast<int16_t*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
-    int16_t* packed_a = packed_b + PANEL_OF_PARTS * INNER;
-    static const Shapes shapes;  // on the stack its numbers might not have been written when they are read
-    static const float nothing[BLOCK] = {};
-    _tile_loadconfig(&shapes);
-    const int64_t blocks_of_all = (right - left) / BLOCK, count_of_panels = panels<PARTS>(right - left);
-    const int64_t panel = (blocks_of_all + count_of_panels - 1) / count_of_panels * BLOCK;
-    bool finite = true;
-    Block blocks[2];
-    int64_t count = 0;
-    for (int64_t from = 0; from == 0 || from < inner; from += INNER) {
-      const int64_t until = std::min(inner, from + INNER), depths = (until - from + DEPTH - 1) / DEPTH;
-      for (int64_t first = left; first < right; first += panel) {
-        const int64_t last = std::min(right, first + panel);
-        finite &= pack<PARTS, true>(b, first, last, from, until, packed_b);
-        for (int64_t i = top; i < bottom; i += BLOCK) {
-          finite &= pack<PARTS, false>(a, i, i + BLOCK, from, until, packed_a);
-          for (int64_t j = first; j < last; j += BLOCK) {
-            Block &block = blocks[count % 2], &before = blocks[++count % 2];
-            const int16_t* of_b = packed_b + (j - first) * depths * DEPTH * PARTS;
-            block.to = c + i * step + j, block.step = step, block.more = from > 0;
-            block.height = std::min(BLOCK, a.outer - i), block.width = b.outer - j;
-            multiply_block<PARTS>(packed_a, of_b, depths, from > 0 ? nothing : bias + j, block, before);
-          }
+// Some blocks of C, row by row, since memory is written to faster in order; false if a number was not finite.
+template <int64_t PARTS>
+inline bool compute(const Product& product, const Rectangle& part) {
+  // The pages of memory from malloc would have to be made anew in each call.
+  thread_local std::vector<int16_t> room((PANEL_OF_PARTS + BLOCK * PARTS) * INNER + 32);
+  int16_t* packed_b = of_line(room);
+  int16_t* packed_a = packed_b + PANEL_OF_PARTS * INNER;
+  static const Shapes shapes;  // on the stack its numbers might not have been written when they are read
+  static const float nothing[BLOCK] = {};
+  const auto& [a, b, inner, bias, c, step] = product;
+  const auto& [top, bottom, left, right] = part;
+  _tile_loadconfig(&shapes);
+  const int64_t blocks_of_all = (right - left) / BLOCK, count_of_panels = panels<PARTS>(right - left);
+  const int64_t panel = (blocks_of_all + count_of_panels - 1) / count_of_panels * BLOCK;
+  bool finite = true;
+  Block blocks[2];
+  int64_t count = 0;
+  for (int64_t from = 0; from == 0 || from < inner; from += INNER) {
+    const int64_t until = std::min(inner, from + INNER), depths = (until - from + DEPTH - 1) / DEPTH;
+    for (int64_t first = left; first < right; first += panel) {
+      const int64_t last = std::min(right, first + panel);
+      finite &= pack<PARTS, true>(b, first, last, from, until, packed_b);
+      for (int64_t i = top; i < bottom; i += BLOCK) {
+        finite &= pack<PARTS, false>(a, i, i + BLOCK, from, until, packed_a);
+        for (int64_t j = first; j < last; j += BLOCK) {
+          Block &block = blocks[count % 2], &before = blocks[++count % 2];
+          const int16_t* of_b = packed_b + (j - first) * depths * DEPTH * PARTS;
+          block.to = c + i * step + j, block.step = step, block.more = from > 0;
+          block.height = std::min(BLOCK, a.outer - i), block.width = b.outer - j;
+          multiply_block<PARTS>(packed_a, of_b, depths, from > 0 ? nothing : bias + j, block, before);
         }
       }
-      blocks[(count + 1) % 2].write(0, Block::LINES);
-      blocks[0].height = blocks[1].height = 0;
     }
-    _tile_release();
-    return finite;
+    blocks[(count + 1) % 2].write(0, Block::LINES);
+    blocks[0].height = blocks[1].height = 0;
   }
-};
+  _tile_release();
+  return finite;
+}
 
-// Computes all blocks, in as many rectangles as there are threads; false if a number was not finite.
+// False if a number was not finite.
 template <int64_t PARTS>
 inline bool compute(const Product& product) {
-  const int64_t threads = at::get_num_threads();
-  const int64_t rows = product.a.outer, columns = product.b.outer;
-  int64_t down = 1;  // how many rectangles lie below each other: so that little is packed, the rows for every panel
-  const auto packed = [&](int64_t n) {
-    const int64_t width = columns * n / threads;
-    return rows / n * panels<PARTS>(width) + width;
-  };
-  for (int64_t n = 2; n <= threads; ++n)
-    if (threads % n == 0 && packed(n) <= packed(down)) down = n;
-  const int64_t across = threads / down;
-  const auto edge = [](int64_t size, int64_t part, int64_t parts) {
-    return (size + BLOCK - 1) / BLOCK * part / parts * BLOCK;
-  };
+  const auto packed = [](int64_t height, int64_t width) { return height * panels<PARTS>(width) + width; };
   std::atomic<bool> finite{true};
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const int64_t i = n / across, j = n % across;
-      if (!product.compute<PARTS>(edge(rows, i, down), edge(rows, i + 1, down), edge(columns, j, across),
-                                  edge(columns, j + 1, across)))
-        finite = false;
-    }
+  in_rectangles(product, BLOCK, BLOCK, packed, [&](const Rectangle& part) {
+    if (!compute<PARTS>(product, part)) finite = false;
   });
   return finite;
 }
@@ -337,61 +299,8 @@ inline bool compute_as_exactly_as_asked(const Product& product) {
   }
 }
 
-// Rows or columns whose numbers lie together.
-inline Tensor readable(const Tensor& x) { return x.stride(0) == 1 || x.stride(1) == 1 ? x : x.contiguous(); }
-
 }  // namespace matrix_units
 
-inline bool has_matrix_units() { return matrix_units::allowed(); }
-
-#else
-
-inline bool has_matrix_units() { return false; }
-
 #endif
-
-inline void check_product(const Tensor& a, const Tensor& b) {
-  TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0), "no product of ", a.sizes(), " and ", b.sizes());
-  TORCH_CHECK(a.scalar_type() == at::kFloat && b.scalar_type() == at::kFloat, "products are of float32");
-}
-
-// Writes A B + bias to `out`, rows of numbers that lie together. Without matrix units, and where something is not
-// finite, the BLAS computes it.
-inline void multiply_into(const Tensor& a_, const Tensor& b_, const std::optional<Tensor>& bias, Tensor out) {
-#ifdef MERC_MATRIX_UNITS
-  using namespace matrix_units;
-  if (allowed() && out.numel() > 0) {
-    const Tensor a = readable(a_), b = readable(b_);
-    std::vector<float> added((out.size(1) + BLOCK - 1) / BLOCK * BLOCK);
-    if (bias) {
-      const Tensor together = bias->contiguous();
-      std::copy_n(together.const_data_ptr<float>(), together.numel(), added.begin());
-    }
-    const Product product{{a, 0}, {b, 1}, a.size(1), added.data(), out.mutable_data_ptr<float>(), out.stride(0)};
-    if (compute_as_exactly_as_asked(product)) return;
-  }
-#endif
-  bias ? at::addmm_out(out, *bias, a_, b_) : at::mm_out(out, a_, b_);
-}
-
-// A B + bias.
-inline Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
-  check_product(a, b);
-  TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == b.size(1) && bias->scalar_type() == at::kFloat),
-              "no bias of ", b.size(1), " columns");
-  Tensor out = at::empty({a.size(0), b.size(1)}, a.options());
-  multiply_into(a, b, bias, out);
-  return out;
-}
-
-// C = A B, where C may be a part of every row of something wider.
-inline void product_out(const Tensor& a, const Tensor& b, const Tensor& out) {
-  check_product(a, b);
-  TORCH_CHECK(out.dim() == 2 && out.size(0) == a.size(0) && out.size(1) == b.size(1) && out.stride(1) == 1 &&
-              out.scalar_type() == at::kFloat, "no place for the product of ", a.sizes(), " and ", b.sizes());
-  at::assert_no_overlap(out, a);
-  at::assert_no_overlap(out, b);
-  multiply_into(a, b, std::nullopt, out);
-}
 
 }  // namespace merc

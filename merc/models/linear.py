@@ -1,10 +1,11 @@
 """Linear maps at the speed of the processor.
 
-PyTorch leaves exact products in single precision to the BLAS that it was built with, MKL in its wheels for x86. Two
+PyTorch leaves exact products in single precision to the BLAS that it was built with, MKL in its wheels for x86. Three
 things are faster. Where a processor has matrix units, they can be made to compute in single precision, or as exactly as
-:func:`torch.set_float32_matmul_precision` asks for (``merc/kernels/matrix_units.h``). Elsewhere, on processors of
-another maker than Intel, MKL is half as fast as oneDNN, which PyTorch has for convolutions: a convolution whose kernel
-is one pixel, over an image of one row whose pixels are the utterances, is the same product.
+:func:`torch.set_float32_matmul_precision` asks for (``merc/kernels/matrix_units.h``). On processors of another maker
+than Intel, MKL wastes a tenth of vectors of eight numbers (``merc/kernels/vector_units.h``), and half of those of
+sixteen. There oneDNN is faster, which PyTorch has for convolutions: a convolution whose kernel is one pixel, over an
+image of one row whose pixels are the utterances, is the same product.
 
 N rows of I channels become rows of O channels.
 """
@@ -26,7 +27,8 @@ from merc.models.plain import plain_form
 
 WORTHWHILE = 2**24  # multiplications below which anything but the BLAS costs more to set up than it saves
 
-ONEDNN = torch.backends.mkldnn.is_available()
+ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether oneDNN may be faster than the BLAS; with shorter vectors it is slower, most of all for few rows."""
 
 
 def _made_by_intel() -> bool:
@@ -45,7 +47,7 @@ class Engine(Enum):
 
     PYTORCH = "PyTorch"
     ONEDNN = "oneDNN, as a convolution"
-    MATRIX_UNITS = "merc's operators"
+    MERC = "merc's operators"
 
 
 class Linear(nn.Linear):
@@ -78,7 +80,7 @@ def multiply(a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> None:
     engine = _engine(a_NI, b_IO)
     if engine is Engine.PYTORCH:
         torch.mm(a_NI, b_IO, out=out_NO)
-    elif engine is Engine.MATRIX_UNITS:
+    elif engine is Engine.MERC:
         torch.ops.merc.product_out(a_NI, b_IO, out_NO)
     elif b_IO.is_contiguous():
         out_NO.copy_(_times(a_NI, b_IO, engine))
@@ -107,8 +109,8 @@ def _engine(x: Tensor, weight: Tensor) -> Engine:
 
 
 def _engine_of_large() -> Engine:
-    if native() and _has_matrix_units():
-        return Engine.MATRIX_UNITS
+    if native() and _units() in (["matrix"] if BLAS_AT_HOME else ["matrix", "vector"]):
+        return Engine.MERC
     return Engine.PYTORCH if BLAS_AT_HOME or not ONEDNN or _rounded() else Engine.ONEDNN
 
 
@@ -118,9 +120,9 @@ def _rounded() -> bool:
 
 
 @cache
-def _has_matrix_units() -> bool:
-    """Whether merc's operators, which must be loaded, find any."""
-    return bool(torch.ops.merc.has_matrix_units())
+def _units() -> str:
+    """What merc's operators, which must be loaded, multiply with: ``matrix``, ``vector`` or nothing of their own."""
+    return str(torch.ops.merc.units())
 
 
 class _Linear(Function):
@@ -164,14 +166,14 @@ class _Product(Function):
 
 def _times(a_NI: Tensor, b_IO: Tensor, engine: Engine) -> Tensor:
     """A B."""
-    if engine is Engine.MATRIX_UNITS:
+    if engine is Engine.MERC:
         return cast(Tensor, torch.ops.merc.product(a_NI, b_IO, None))
     return _rows(F.conv_transpose2d(_image(a_NI), b_IO[..., None, None]))
 
 
 def _times_transposed(a_NI: Tensor, b_OI: Tensor, engine: Engine, bias_O: Tensor | None = None) -> Tensor:
     """A Bᵀ + b."""
-    if engine is Engine.MATRIX_UNITS:
+    if engine is Engine.MERC:
         return cast(Tensor, torch.ops.merc.product(a_NI, b_OI.T, bias_O))
     return _rows(F.conv2d(_image(a_NI), b_OI[..., None, None], bias_O))
 

@@ -31,12 +31,12 @@ def assert_same(ours: Callable[..., Tensor], plain: Callable[..., Tensor], input
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4)
 
 
-OURS = [Engine.ONEDNN, pytest.param(Engine.MATRIX_UNITS, marks=pytest.mark.skipif(not loaded(), reason="no compiler"))]
+OURS = [Engine.ONEDNN, pytest.param(Engine.MERC, marks=pytest.mark.skipif(not loaded(), reason="no compiler"))]
 
 
 @pytest.fixture(params=OURS, scope="class")
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """What computes products of any size; merc's operators leave them to the BLAS where there are no matrix units."""
+    """What computes products of any size; merc's operators leave them to the BLAS where they have no units for them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WORTHWHILE", 0)
         patch.setattr(module, "_engine_of_large", lambda: request.param)
@@ -84,24 +84,27 @@ class TestEngines:
         assert layer.bias.grad is not None
 
 
-def test_what_computes_large_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ONEDNN", True)
+@pytest.mark.parametrize("units", ["matrix", "vector", ""])
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("at_home", [False, True])
+def test_what_computes_large_products(monkeypatch: pytest.MonkeyPatch, at_home: bool, onednn: bool, units: str) -> None:
+    monkeypatch.setattr(module, "BLAS_AT_HOME", at_home)
+    monkeypatch.setattr(module, "ONEDNN", onednn)
+    monkeypatch.setattr(module, "_units", lambda: units)
     large, small = torch.randn(700, 160), torch.randn(3, 160)
     weight = torch.randn(160, 160)
-    for at_home, fitting in ((True, Engine.PYTORCH), (False, Engine.ONEDNN)):
-        monkeypatch.setattr(module, "BLAS_AT_HOME", at_home)
-        for units in (False, True):
-            monkeypatch.setattr(module, "_has_matrix_units", lambda units=units: units)
-            expected = Engine.MATRIX_UNITS if units and loaded() else fitting
-            assert module._engine(large, weight) is expected
-            assert module.compiled_for_each_shape(large.device) == (expected is Engine.ONEDNN)
-            with pytorch_alone():
-                assert module._engine(large, weight) is fitting
-            with torch.autocast("cpu", torch.bfloat16):
-                assert module._engine(large, weight) is Engine.PYTORCH
-                assert module.compiled_for_each_shape(large.device)
-            assert module._engine(small, weight) is Engine.PYTORCH
-            assert module._engine(large.double(), weight.double()) is Engine.PYTORCH
+    without = Engine.ONEDNN if onednn and not at_home else Engine.PYTORCH
+    ours = loaded() and (units == "matrix" or (units == "vector" and not at_home))
+    expected = Engine.MERC if ours else without
+    assert module._engine(large, weight) is expected
+    assert module.compiled_for_each_shape(large.device) == (expected is Engine.ONEDNN)
+    with pytorch_alone():
+        assert module._engine(large, weight) is without
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module._engine(large, weight) is Engine.PYTORCH
+        assert module.compiled_for_each_shape(large.device) == onednn
+    assert module._engine(small, weight) is Engine.PYTORCH
+    assert module._engine(large.double(), weight.double()) is Engine.PYTORCH
 
 
 def test_what_computes_products_of_rounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +112,10 @@ def test_what_computes_products_of_rounded_numbers(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "BLAS_AT_HOME", False)
     monkeypatch.setattr(module, "_rounded", lambda: True)
     large, weight = torch.randn(700, 160), torch.randn(160, 160)
-    for units in (False, True):
-        monkeypatch.setattr(module, "_has_matrix_units", lambda units=units: units)
-        ours = units and loaded()
-        assert module._engine(large, weight) is (Engine.MATRIX_UNITS if ours else Engine.PYTORCH)
+    for units in ("", "matrix"):
+        monkeypatch.setattr(module, "_units", lambda units=units: units)
+        ours = units == "matrix" and loaded()
+        assert module._engine(large, weight) is (Engine.MERC if ours else Engine.PYTORCH)
         assert module.compiled_for_each_shape(large.device) == (not ours)
 
 

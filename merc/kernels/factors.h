@@ -1,0 +1,69 @@
+// What products by merc's operators share: how their factors lie in memory, and which thread computes what.
+#pragma once
+
+#include "rows.h"
+
+namespace merc {
+
+// A, or B transposed: `outer` rows of numbers that are summed over.
+struct Operand {
+  Operand(const Tensor& x, int64_t outer_dim)
+      : at(x.const_data_ptr<float>()), outer(x.size(outer_dim)), along(x.stride(1 - outer_dim) == 1),
+        step(along ? x.stride(outer_dim) : x.stride(1 - outer_dim)) {}
+
+  const float* at;
+  int64_t outer;
+  bool along;    // a row's numbers lie together; otherwise those of the same place in all rows do
+  int64_t step;  // to the next row, or to the next place
+};
+
+// C = A B + bias.
+struct Product {
+  Operand a, b;
+  int64_t inner;
+  const float* bias;  // of all columns, and behind them up to a multiple of 32
+  float* c;
+  int64_t step;
+};
+
+// A part of C: rows [top, bottom) and columns [left, right).
+struct Rectangle {
+  int64_t top, bottom, left, right;
+
+  bool empty() const { return top >= bottom || left >= right; }
+};
+
+// Calls f(rectangle) for as many rectangles as there are threads, which make up C; but for the last ones they have
+// whole blocks of so many rows and columns. `packed(height, width)`, how much is copied for a rectangle, says how many
+// of them lie below each other.
+template <typename Packed, typename F>
+inline void in_rectangles(const Product& product, int64_t rows_at_once, int64_t columns_at_once, const Packed& packed,
+                          const F& f) {
+  const int64_t threads = at::get_num_threads();
+  const int64_t rows = product.a.outer, columns = product.b.outer;
+  const auto packed_for = [&](int64_t down) { return packed(rows / down, columns * down / threads); };
+  int64_t down = 1;
+  for (int64_t n = 2; n <= threads; ++n)
+    if (threads % n == 0 && packed_for(n) <= packed_for(down)) down = n;
+  const int64_t across = threads / down;
+  const auto edge = [](int64_t size, int64_t at_once, int64_t part, int64_t parts) {
+    return (size + at_once - 1) / at_once * part / parts * at_once;
+  };
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t i = n / across, j = n % across;
+      const Rectangle rectangle{edge(rows, rows_at_once, i, down), edge(rows, rows_at_once, i + 1, down),
+                                edge(columns, columns_at_once, j, across),
+                                edge(columns, columns_at_once, j + 1, across)};
+      if (!rectangle.empty()) f(rectangle);
+    }
+  });
+}
+
+// The first address of a cache line.
+template <typename T>
+inline T* of_line(std::vector<T>& room) {
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
+}
+
+}  // namespace merc
