@@ -1,7 +1,8 @@
 """The error of a user's mistake, and the wording that helps to mend it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C ended, as shells have it."""
@@ -18,3 +19,18 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` when a valid name is close to ``name``, else an empty string."""
     matches = get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def check_choice(key: str, given: Any, valid: Collection[str]) -> None:
+    """Refuse a value that is none of those that a key may have.
+
+    Args:
+        key: as the user writes it.
+        given: its value.
+        valid: the values it may have.
+
+    Raises:
+        MercError: it has another.
+    """
+    if given not in valid:
+        raise MercError(f"{key}={given} is none of {', '.join(valid)}.{nearest(str(given), valid)}")

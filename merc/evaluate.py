@@ -21,7 +21,7 @@ from merc import cli
 from merc.config import check_plugins, instantiate, plain
 from merc.data.conversation import SPLITS, CorpusInfo
 from merc.data.datamodule import ConversationDataModule
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_choice
 from merc.files import write_json
 from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, load_checkpoint
 from merc.models.precision import multiply_with
@@ -184,8 +184,7 @@ def _open(
 ) -> tuple[EmotionRecognition, ConversationDataModule]:
     """The module of a checkpoint, and the data to score it on; their settings are put into ``config``."""
     split = config["split"]
-    if split not in SPLITS:
-        raise MercError(f"split={split} is none of {', '.join(SPLITS)}.{nearest(str(split), SPLITS)}")
+    check_choice("split", split, SPLITS)
     refuse_out_of_range(config)
     check_plugins(config["plugins"])
     multiply_with(config["matmul_precision"])

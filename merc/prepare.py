@@ -11,7 +11,7 @@ from merc.config import instantiate, plain
 from merc.data.corpora import CORPORA
 from merc.data.sources.extract import POLICIES, Source, check_speakers, count_gaps, fill_gaps
 from merc.data.store import check_target, describe, write_store
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_choice
 
 
 def prepare(cfg: DictConfig) -> Path:
@@ -29,8 +29,7 @@ def prepare(cfg: DictConfig) -> Path:
     """
     settings = plain(cfg)
     out, corpus, policy = Path(settings["out"]), settings["corpus"]["name"], settings["missing"]
-    if policy not in POLICIES:
-        raise MercError(f"missing={policy} is none of {', '.join(POLICIES)}.{nearest(str(policy), POLICIES)}")
+    check_choice("missing", policy, POLICIES)
     if "source" not in settings:
         raise MercError("Say where the conversations come from: source=pickle, source=meld_csv or source=tables.")
     check_target(out, settings["overwrite"])

@@ -1,6 +1,7 @@
 """``python -m merc.train``: one run trains, evaluates and writes a run folder."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -22,11 +23,11 @@ from merc.balancing import build_policy
 from merc.combinations import refuse_contradictions
 from merc.config import check_plugins, instantiate, plain
 from merc.data.datamodule import ConversationDataModule
-from merc.errors import MercError
+from merc.errors import MercError, check_choice
 from merc.files import write_json
 from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
-from merc.models.precision import multiply_with
+from merc.models.precision import multiplies_bfloat16, multiply_with
 from merc.ranges import refuse_out_of_range
 from merc.reporting.corpus import describe_corpus
 from merc.reporting.costs import measure_costs
@@ -41,6 +42,8 @@ from merc.reporting.recorder import Recorder
 from merc.reporting.run_folder import RunFolder, claim, run_name, run_path
 from merc.reporting.tables import closing_line, closing_tables, show
 from merc.resuming import AtomicCheckpoints, EpochSeeds, UntouchedWhileWritten, seed_everything
+
+logger = logging.getLogger(__name__)
 
 Module = TypeVar("Module", bound=EmotionRecognition)
 
@@ -227,7 +230,7 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
         raise MercError(f"trainer.max_epochs={epochs} is no number of epochs. Choose 1 or more.")
     precision = str(settings.get("precision") or PRECISIONS[0])
     if precision not in (*PRECISIONS, *(name.split("-")[0] for name in PRECISIONS)):
-        raise MercError(f"trainer.precision={precision} is none of {', '.join(PRECISIONS)}.")
+        check_choice("trainer.precision", precision, PRECISIONS)
     own = {
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -238,6 +241,12 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
         trainer: L.Trainer = instantiate(settings, config["plugins"], **own, **arguments)
     except (MisconfigurationException, ValueError) as error:
         raise MercError(f"The trainer cannot be set up: {error} Look at the keys under trainer.") from error
+    if precision.startswith("bf16") and not multiplies_bfloat16(trainer.strategy.root_device):
+        logger.warning(
+            "trainer.precision=%s: this device cannot multiply bfloat16 and imitates it, which takes many times as long. "
+            "Choose trainer.precision=32-true here.",
+            precision,
+        )
     return trainer
 
 

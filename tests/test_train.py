@@ -278,6 +278,17 @@ def test_variants_train(run: Train, key: str) -> None:
     assert "selected" in metrics_of(run("variant", "trainer.max_epochs=1", key))
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_bfloat16_that_the_device_does_not_have_is_warned_of(
+    run: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, there: bool
+) -> None:
+    monkeypatch.setattr("merc.train.multiplies_bfloat16", lambda _: there)
+    run("single", "trainer.max_epochs=1")
+    assert "bfloat16" not in caplog.text
+    run("mixed", "trainer.max_epochs=1", "trainer.precision=bf16-mixed")
+    assert ("bf16-mixed: this device cannot multiply bfloat16" in caplog.text) is not there
+
+
 def test_a_stopped_run_says_how_to_go_on(run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

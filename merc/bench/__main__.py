@@ -7,21 +7,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from merc import cli
 from merc.bench import processes, subjects
 from merc.bench.interleave import Subject, interleave
-from merc.bench.ratios import Group, Ratio
+from merc.bench.ratios import PRODUCTS, Group, Ratio
 from merc.bench.reference import REFERENCES
 from merc.bench.results import publish
 from merc.config import compose, plain
 from merc.data.corpora import CORPORA
 from merc.errors import MercError, nearest
 from merc.models.__main__ import model_names
+from merc.models.precision import multiplies_bfloat16
 from merc.reporting.environment import describe_environment
 
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+PRECISIONS = {
+    "fp32": ("trainer.precision=32-true",),
+    "bf16": ("trainer.precision=bf16-mixed",),
+    "high": ("trainer.precision=32-true", "matmul_precision=high"),
+    "medium": ("trainer.precision=32-true", "matmul_precision=medium"),
+}
 COMMON = ("data.split=merged", "trainer=cpu")
 
 
@@ -90,16 +97,11 @@ def subjects_of(model: str, overrides: tuple[str, ...], settings: Mapping[str, A
     """
 
     def run(subject: Any, precision: str, *more: str, **arguments: Any) -> Subject:
-        chosen = (*overrides, f"trainer.precision={PRECISIONS[precision]}", *more)
-        return partial(subject, chosen, **arguments)
+        return partial(subject, (*overrides, *PRECISIONS[precision], *more), **arguments)
 
-    chosen = {
-        f"{name} {precision}": run(subject, precision)
-        for precision in PRECISIONS
-        for name, subject in (("floor", subjects.floor), ("product", subjects.product))
-    }
-    for rounded in ("high", "medium"):
-        chosen[f"product {rounded}"] = run(subjects.product, "fp32", f"matmul_precision={rounded}")
+    there = PRODUCTS if multiplies_bfloat16(torch.device("cpu")) else {"fp32": "fp32"}
+    chosen = {f"floor {precision}": run(subjects.floor, precision) for precision in dict.fromkeys(there.values())}
+    chosen |= {f"product {precision}": run(subjects.product, precision) for precision in there}
     chosen["own floor fp32"] = run(subjects.floor, "fp32", own=True)
     chosen["loop fp32"] = run(subjects.loop, "fp32")
     chosen["stages fp32"] = run(subjects.stages, "fp32")

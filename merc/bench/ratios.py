@@ -89,6 +89,8 @@ def ratios(group: Group, targets: Mapping[str, Any]) -> Iterator[Ratio]:
 
     for precision, products in PRODUCTS.items():
         run, floor = f"product {precision}", f"floor {products}"
+        if run not in group.samples:  # bfloat16, where the processor has none
+            continue
         training, evaluation = targets[f"training_{products}"], targets["evaluation"]
         if precision == "high":  # its floor multiplies exactly: no match
             training = evaluation = None

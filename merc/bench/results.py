@@ -97,6 +97,11 @@ def _remarks(groups: Sequence[Group], settings: Mapping[str, Any]) -> Iterator[s
     )
     if any(share is None for s in samples for share in s.others):
         yield "This system does not tell what other processes do: no sample could be thrown away for that."
+    if any("product bf16" not in group.samples for group in groups):
+        yield (
+            "This processor cannot multiply bfloat16, so that there is nothing to gain from it or from less exact "
+            "products: only single precision was measured."
+        )
     if not loaded():
         yield "merc's own operators were not there (python -m merc.kernels says why): PyTorch's computed everything."
     yield (

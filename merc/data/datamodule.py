@@ -21,7 +21,7 @@ from merc.data.conversation import MODALITIES, Conversations, CorpusInfo, Featur
 from merc.data.corpora import CORPORA, IEMOCAP, MELD, Corpus
 from merc.data.store import read_store
 from merc.data.synthetic import generate
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_choice, nearest
 
 SPLIT_RULES = ("official", "merged")
 STANDARDIZERS = ("none", "zscore")
@@ -113,9 +113,11 @@ class ConversationDataModule(L.LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.modalities = _distinct(modalities)
-        self.split = _choice("data.split", split, SPLIT_RULES)
+        check_choice("data.split", split, SPLIT_RULES)
+        check_choice("data.standardize", standardize, STANDARDIZERS)
+        self.split = split
         self.validation_fraction = _fraction(validation_fraction, split)
-        self.standardize = _choice("data.standardize", standardize, STANDARDIZERS)
+        self.standardize = standardize
         self.batch_size = _positive("data.batch_size", batch_size)
         self.evaluation_batch_size = _positive("data.evaluation_batch_size", evaluation_batch_size)
         self.speaker_slots = speaker_slots
@@ -325,7 +327,8 @@ class SyntheticDataModule(ConversationDataModule):
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self.corpus = CORPORA[_choice("data.imitate", imitate, tuple(CORPORA))]
+        check_choice("data.imitate", imitate, CORPORA)
+        self.corpus = CORPORA[imitate]
         self.size = size
         self.dims = dict(dims)
         self.signal = signal
@@ -383,12 +386,6 @@ _EMPTY_SPLIT = {
     "test": "Check the splits of the source: it needs dialogues marked as test, of the lengths that data.test_lengths "
     "asks for.",
 }
-
-
-def _choice(key: str, value: str, valid: Sequence[str]) -> str:
-    if value not in valid:
-        raise MercError(f"{key}={value} is not one of {', '.join(valid)}.{nearest(str(value), valid)}")
-    return value
 
 
 def _positive(key: str, value: int) -> int:

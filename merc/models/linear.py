@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from merc.kernels import native
 from merc.models.plain import plain_form
+from merc.models.precision import multiplies_bfloat16
 
 WORTHWHILE = 2**24  # multiplications below which anything but the BLAS costs more to set up than it saves
 
@@ -116,7 +117,7 @@ def _engine_of_large() -> Engine:
 
 def _rounded() -> bool:
     """Whether products may round what they multiply to bfloat16, and PyTorch has oneDNN compute them for that."""
-    return torch.get_float32_matmul_precision() == "medium" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.get_float32_matmul_precision() == "medium" and multiplies_bfloat16(torch.device("cpu"))
 
 
 @cache

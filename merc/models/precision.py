@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from merc.errors import MercError, nearest
+from merc.errors import check_choice
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
@@ -18,10 +18,17 @@ def multiply_with(precision: str) -> None:
     Raises:
         MercError: it is none of them.
     """
-    if precision not in MATMUL_PRECISIONS:
-        valid = ", ".join(MATMUL_PRECISIONS)
-        raise MercError(f"matmul_precision={precision} is none of {valid}.{nearest(str(precision), MATMUL_PRECISIONS)}")
+    check_choice("matmul_precision", precision, MATMUL_PRECISIONS)
     torch.set_float32_matmul_precision(precision)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; without them it is imitated, slower than single precision."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
 
 
 def lower_precision(*tensors: Tensor) -> tuple[Tensor, ...]:

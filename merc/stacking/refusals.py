@@ -5,7 +5,7 @@ from typing import Any
 
 from merc.config import locate
 from merc.data.conversation import CorpusInfo
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_choice
 from merc.stacking.state import ELEMENTWISE
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -26,8 +26,8 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
         MercError: a choice stands against it, or the configurations differ in more than the seed.
     """
     compiled = configs[0]["compile"]
-    if compiled not in (None, *MODES):
-        raise MercError(f"compile={compiled} is none of null, {', '.join(MODES)}.{nearest(str(compiled), MODES)}")
+    if compiled is not None:
+        check_choice("compile", compiled, MODES)
     for reason in _reasons(configs[0]):
         if len(configs) == 1:
             raise MercError(f"The run cannot be compiled: {reason} Leave compile=null.")

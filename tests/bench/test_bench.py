@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from merc.bench.__main__ import bench, subjects_of
 from merc.bench.interleave import Samples, interleave
 from merc.bench.machine import Idleness, peak_resident
-from merc.bench.ratios import Group, ratios, spread
-from merc.bench.results import Grid, _training_stages
+from merc.bench.ratios import PRODUCTS, Group, ratios, spread
+from merc.bench.results import Grid, _remarks, _training_stages
 from merc.bench.subjects import Sample, Stopwatch, Turns
 from merc.config import compose, plain
 from merc.errors import MercError
+from merc.models.precision import multiplies_bfloat16
 
-TARGETS = plain(compose(config_name="bench"))["targets"]
+SETTINGS = plain(compose(config_name="bench"))
+TARGETS = SETTINGS["targets"]
 
 
 def count(turns: Turns, start: int) -> None:
@@ -166,11 +169,21 @@ def test_mistakes_are_explained(override: str, message: str) -> None:
         bench(compose([override], "bench"))
 
 
-def test_what_is_measured_depends_on_the_model() -> None:
-    settings = plain(compose(config_name="bench"))
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_bfloat16_is_measured_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, bfloat16: bool) -> None:
+    monkeypatch.setattr("merc.bench.__main__.multiplies_bfloat16", lambda _: bfloat16)
+    names = subjects_of("redifu", ("model=redifu", "data=synthetic_meld"), SETTINGS)
+    of_bfloat16 = {"floor bf16", "product bf16", "product high", "product medium"}
+    assert set(names) & of_bfloat16 == (of_bfloat16 if bfloat16 else set())
+    fp32 = group(**{name.replace(" ", "_"): [{"train": 1.0, "evaluate": 1.0}] for name in names})
+    compared = {ratio.quantity for ratio in ratios(fp32, TARGETS)}
+    assert ("training bf16 / floor" in compared) is ("evaluation medium / floor" in compared) is bfloat16
+    assert ("cannot multiply bfloat16" in " ".join(_remarks([fp32], SETTINGS))) is not bfloat16
 
+
+def test_what_is_measured_depends_on_the_model() -> None:
     def names(model: str) -> set[str]:
-        return set(subjects_of(model, (f"model={model}", "data=synthetic_meld"), settings))
+        return set(subjects_of(model, (f"model={model}", "data=synthetic_meld"), SETTINGS))
 
     assert names("amb_dsgdn") - names("redifu_released") == {"balancing adaptive", "balancing none"}
     assert names("redifu_released") - names("redifu") == {"reference fp32"}
@@ -186,7 +199,8 @@ def test_the_command_measures_everything(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads((tmp_path / "performance.json").read_text())
-    assert len(results["ratios"]) == 14
+    there = PRODUCTS if multiplies_bfloat16(torch.device("cpu")) else ["fp32"]
+    assert len(results["ratios"]) == 6 + 2 * len(there)
     assert all(ratio["value"] > 0 for ratio in results["ratios"] if ratio["unit"] == "×")
     samples = results["measurements"][0]["samples"]
     assert set(samples["product fp32"]["rounds"][0]) == {"train", "evaluate", "write"}

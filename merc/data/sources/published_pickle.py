@@ -27,7 +27,7 @@ from merc.data.corpora import CORPORA, Corpus
 from merc.data.sources import safe_pickle
 from merc.data.sources.extract import Extract
 from merc.data.sources.progress import progress
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_choice
 from merc.files import sha256
 
 ITEMS = (
@@ -63,10 +63,7 @@ class PublishedPickle:
         """
         if self.corpus is None:
             raise MercError("A published pickle does not say which corpus it holds: add corpus=meld or corpus=iemocap.")
-        if self.text_view not in TEXT_VIEWS:
-            raise MercError(
-                f"text_view={self.text_view} is none of {', '.join(TEXT_VIEWS)}.{nearest(self.text_view, TEXT_VIEWS)}"
-            )
+        check_choice("text_view", self.text_view, TEXT_VIEWS)
         path = Path(self.path)
         try:
             with safe_pickle.bounded_memory(path):
