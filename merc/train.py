@@ -243,8 +243,8 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
         raise MercError(f"The trainer cannot be set up: {error} Look at the keys under trainer.") from error
     if precision.startswith("bf16") and not multiplies_bfloat16(trainer.strategy.root_device):
         logger.warning(
-            "trainer.precision=%s: this device cannot multiply bfloat16 and imitates it, which takes many times as long. "
-            "Choose trainer.precision=32-true here.",
+            "trainer.precision=%s: this device only imitates bfloat16, which takes many times as long; "
+            "choose trainer.precision=32-true here.",
             precision,
         )
     return trainer
