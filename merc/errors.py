@@ -32,5 +32,5 @@ def check_choice(key: str, given: Any, valid: Collection[str]) -> None:
     Raises:
         MercError: it has another.
     """
-    if given not in valid:
+    if given not in list(valid):  # a list of names is no key
         raise MercError(f"{key}={given} is none of {', '.join(valid)}.{nearest(str(given), valid)}")

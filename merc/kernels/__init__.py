@@ -1,7 +1,7 @@
 """Operators for the CPU in C++, compiled for its processor where they are first used.
 
 Each is one pass over memory where PyTorch's operators make several: dropout without stored masks, GELU, the norm of the
-heads, attention over relation graphs and among utterances, forward and backward; one multiplies on matrix units. They
+heads, attention over relation graphs and among utterances, forward and backward; one multiplies matrices. They
 are ``torch.ops.merc``; the sources lie here. Everything that they compute is also written in PyTorch's operators, for
 other devices and precisions, for :mod:`torch.func`, and where there is no compiler; tests hold both to each other.
 """

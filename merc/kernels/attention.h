@@ -5,8 +5,8 @@
 #include <optional>
 #include <tuple>
 
-#include "dropout.h"
 #include "blas.h"
+#include "dropout.h"
 #include "softmax.h"
 
 namespace merc {

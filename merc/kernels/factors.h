@@ -17,11 +17,15 @@ struct Operand {
   int64_t step;  // to the next row, or to the next place
 };
 
+inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+constexpr int64_t BIAS_UNIT = 32;
+
 // C = A B + bias.
 struct Product {
   Operand a, b;
   int64_t inner;
-  const float* bias;  // of all columns, and behind them up to a multiple of 32
+  const float* bias;  // of all columns, and behind them up to a multiple of BIAS_UNIT
   float* c;
   int64_t step;
 };
@@ -41,13 +45,15 @@ inline void in_rectangles(const Product& product, int64_t rows_at_once, int64_t 
                           const F& f) {
   const int64_t threads = at::get_num_threads();
   const int64_t rows = product.a.outer, columns = product.b.outer;
-  const auto packed_for = [&](int64_t down) { return packed(rows / down, columns * down / threads); };
+  const auto packed_for = [&](int64_t down) {
+    return packed(std::max(rows / down, rows_at_once), std::max(columns * down / threads, columns_at_once));
+  };
   int64_t down = 1;
   for (int64_t n = 2; n <= threads; ++n)
     if (threads % n == 0 && packed_for(n) <= packed_for(down)) down = n;
   const int64_t across = threads / down;
   const auto edge = [](int64_t size, int64_t at_once, int64_t part, int64_t parts) {
-    return (size + at_once - 1) / at_once * part / parts * at_once;
+    return rounded_up(size, at_once) / at_once * part / parts * at_once;
   };
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {

@@ -6,8 +6,8 @@
 
 #include <ATen/MemoryOverlap.h>
 
-#include "dropout.h"
 #include "blas.h"
+#include "dropout.h"
 #include "softmax.h"
 
 namespace merc {

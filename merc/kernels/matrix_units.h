@@ -33,6 +33,7 @@ constexpr int64_t SIDE = 16;   // rows of a tile
 constexpr int64_t DEPTH = 32;  // numbers in each of them
 constexpr int64_t TILE = SIDE * DEPTH;
 constexpr int64_t BLOCK = 2 * SIDE;  // rows and columns of the result that are computed at a time
+static_assert(BIAS_UNIT % BLOCK == 0);
 // What is packed of B at a time, so that it stays in a core's cache: inner numbers, and columns times parts.
 constexpr int64_t INNER = 512;
 constexpr int64_t PANEL_OF_PARTS = 1152;

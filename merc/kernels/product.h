@@ -22,8 +22,8 @@ inline std::string units() {
 #endif
 }
 
-// Whether they could; matrix units leave what is not finite to the BLAS.
-inline bool computed([[maybe_unused]] const Product& product) {
+// Computes a product by them; false if they cannot, as matrix units cannot what is not finite.
+inline bool try_to_compute([[maybe_unused]] const Product& product) {
 #if defined(MERC_MATRIX_UNITS)
   return matrix_units::allowed() && matrix_units::compute_as_exactly_as_asked(product);
 #elif defined(MERC_VECTOR_UNITS)
@@ -44,15 +44,14 @@ inline Tensor readable(const Tensor& x) { return x.stride(0) == 1 || x.stride(1)
 
 // Writes A B + bias to `out`, rows of numbers that lie together.
 inline void multiply_into(const Tensor& a_, const Tensor& b_, const std::optional<Tensor>& bias, Tensor out) {
-  constexpr int64_t UNIT = 32;
   if (out.numel() == 0) return;
   const Tensor a = readable(a_), b = readable(b_);
-  std::vector<float> added((out.size(1) + UNIT - 1) / UNIT * UNIT);
+  std::vector<float> added(rounded_up(out.size(1), BIAS_UNIT));
   if (bias) {
     const Tensor together = bias->contiguous();
     std::copy_n(together.const_data_ptr<float>(), together.numel(), added.begin());
   }
-  if (computed({{a, 0}, {b, 1}, a.size(1), added.data(), out.mutable_data_ptr<float>(), out.stride(0)})) return;
+  if (try_to_compute({{a, 0}, {b, 1}, a.size(1), added.data(), out.mutable_data_ptr<float>(), out.stride(0)})) return;
   bias ? at::addmm_out(out, *bias, a_, b_) : at::mm_out(out, a_, b_);
 }
 

@@ -18,8 +18,11 @@ namespace merc {
 
 namespace vector_units {
 
+static_assert(LANES == 8);
+
 constexpr int64_t HEIGHT = 6, WIDTH = 2 * LANES;  // of what is computed at a time
-constexpr int64_t OF_A = LANES, OF_B = WIDTH;     // how many numbers a strip has for each inner one
+constexpr int64_t OF_A = LANES, OF_B = WIDTH;     // how many numbers a strip has for each inner one; of A's two are spare
+static_assert(BIAS_UNIT % WIDTH == 0);
 // What is packed at a time: inner numbers, at most; rows of A; columns of B.
 constexpr int64_t INNER = 256, ROWS = 16 * HEIGHT, COLUMNS = 1024;
 
@@ -93,8 +96,6 @@ inline void multiply_strips(const float* a, const float* b, int64_t inner, const
     if (place.width > LANES) write(i, 1, std::min(place.width - LANES, LANES));
   }
 }
-
-inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 inline void compute(const Product& product, const Rectangle& part) {
   thread_local std::vector<float> room(INNER * (COLUMNS + ROWS / HEIGHT * OF_A) + 16);

@@ -4,8 +4,8 @@ PyTorch leaves exact products in single precision to the BLAS that it was built 
 things are faster. Where a processor has matrix units, they can be made to compute in single precision, or as exactly as
 :func:`torch.set_float32_matmul_precision` asks for (``merc/kernels/matrix_units.h``). On processors of another maker
 than Intel, MKL wastes a tenth of vectors of eight numbers (``merc/kernels/vector_units.h``), and half of those of
-sixteen. There oneDNN is faster, which PyTorch has for convolutions: a convolution whose kernel is one pixel, over an
-image of one row whose pixels are the utterances, is the same product.
+sixteen. With the latter oneDNN is faster, which PyTorch has for convolutions: a convolution whose kernel is one pixel,
+over an image of one row whose pixels are the utterances, is the same product.
 
 N rows of I channels become rows of O channels.
 """
@@ -29,7 +29,7 @@ from merc.models.precision import multiplies_bfloat16
 WORTHWHILE = 2**24  # multiplications below which anything but the BLAS costs more to set up than it saves
 
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-"""Whether oneDNN may be faster than the BLAS; with shorter vectors it is slower, most of all for few rows."""
+"""Whether oneDNN may be faster than the BLAS; on AMD's processors without AVX-512 it is slower, most for few rows."""
 
 
 def _made_by_intel() -> bool:
@@ -91,10 +91,12 @@ def multiply(a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> None:
 
 def compiled_for_each_shape(device: torch.device) -> bool:
     """Whether large products are oneDNN's, which compiles them anew for every number of rows: best there are few."""
-    if device.type != "cpu" or not ONEDNN:
+    if device.type != "cpu":
         return False
     engine = _engine_of_large()
-    return torch.is_autocast_enabled("cpu") or engine is Engine.ONEDNN or (engine is Engine.PYTORCH and _rounded())
+    if torch.is_autocast_enabled("cpu"):
+        return multiplies_bfloat16(device)
+    return engine is Engine.ONEDNN or (engine is Engine.PYTORCH and _rounded())
 
 
 def _engine(x: Tensor, weight: Tensor) -> Engine:
@@ -110,9 +112,14 @@ def _engine(x: Tensor, weight: Tensor) -> Engine:
 
 
 def _engine_of_large() -> Engine:
-    if native() and _units() in (["matrix"] if BLAS_AT_HOME else ["matrix", "vector"]):
+    units = _units() if native() else ""
+    if units == "matrix":
         return Engine.MERC
-    return Engine.PYTORCH if BLAS_AT_HOME or not ONEDNN or _rounded() else Engine.ONEDNN
+    if BLAS_AT_HOME or _rounded():
+        return Engine.PYTORCH
+    if units == "vector":
+        return Engine.MERC
+    return Engine.ONEDNN if ONEDNN else Engine.PYTORCH
 
 
 def _rounded() -> bool:

@@ -23,9 +23,14 @@ def multiply_with(precision: str) -> None:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; without them it is imitated, slower than single precision."""
+    """Whether products of bfloat16 are worth their name on a device.
+
+    On CPUs they are oneDNN's, which needs AVX-512 for them on those of Intel and AMD; elsewhere PyTorch imitates them,
+    ten times as slow as products of single precision. Old GPUs imitate them, too.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return True

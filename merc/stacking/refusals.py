@@ -26,8 +26,7 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
         MercError: a choice stands against it, or the configurations differ in more than the seed.
     """
     compiled = configs[0]["compile"]
-    if compiled is not None:
-        check_choice("compile", compiled, MODES)
+    check_choice("compile", "null" if compiled is None else compiled, ("null", *MODES))
     for reason in _reasons(configs[0]):
         if len(configs) == 1:
             raise MercError(f"The run cannot be compiled: {reason} Leave compile=null.")

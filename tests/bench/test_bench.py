@@ -175,10 +175,10 @@ def test_bfloat16_is_measured_where_the_processor_has_it(monkeypatch: pytest.Mon
     names = subjects_of("redifu", ("model=redifu", "data=synthetic_meld"), SETTINGS)
     of_bfloat16 = {"floor bf16", "product bf16", "product high", "product medium"}
     assert set(names) & of_bfloat16 == (of_bfloat16 if bfloat16 else set())
-    fp32 = group(**{name.replace(" ", "_"): [{"train": 1.0, "evaluate": 1.0}] for name in names})
-    compared = {ratio.quantity for ratio in ratios(fp32, TARGETS)}
+    measured = group(**{name.replace(" ", "_"): [{"train": 1.0, "evaluate": 1.0}] for name in names})
+    compared = {ratio.quantity for ratio in ratios(measured, TARGETS)}
     assert ("training bf16 / floor" in compared) is ("evaluation medium / floor" in compared) is bfloat16
-    assert ("cannot multiply bfloat16" in " ".join(_remarks([fp32], SETTINGS))) is not bfloat16
+    assert ("cannot multiply bfloat16" in " ".join(_remarks([measured], SETTINGS))) is not bfloat16
 
 
 def test_what_is_measured_depends_on_the_model() -> None:

@@ -12,7 +12,7 @@ from merc.kernels.library import loaded
 
 pytestmark = pytest.mark.skipif(not loaded(), reason="there is no C++ compiler")
 
-LAYOUTS = st.sampled_from(["rows", "columns", "part of wider rows", "every other number"])
+LAYOUTS = st.sampled_from(["rows", "columns", "part of wider rows", "every other number", "one row again and again"])
 SIZES = st.one_of(st.integers(0, 70), st.sampled_from([96, 342, 512, 513, 800, 1300]))
 
 
@@ -30,6 +30,8 @@ def lying(layout: str, rows: int, columns: int) -> Tensor:
             return torch.randn(columns, rows).T
         case "part of wider rows":
             return torch.randn(rows, 2, columns)[:, 1]
+        case "one row again and again":
+            return torch.randn(1, columns).expand(rows, columns)
         case _:
             return torch.randn(2 * rows, 2 * columns)[::2, ::2]
 

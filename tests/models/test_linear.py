@@ -91,6 +91,7 @@ def test_what_computes_large_products(monkeypatch: pytest.MonkeyPatch, at_home: 
     monkeypatch.setattr(module, "BLAS_AT_HOME", at_home)
     monkeypatch.setattr(module, "ONEDNN", onednn)
     monkeypatch.setattr(module, "_units", lambda: units)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda _: onednn)
     large, small = torch.randn(700, 160), torch.randn(3, 160)
     weight = torch.randn(160, 160)
     without = Engine.ONEDNN if onednn and not at_home else Engine.PYTORCH
@@ -112,7 +113,7 @@ def test_what_computes_products_of_rounded_numbers(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "BLAS_AT_HOME", False)
     monkeypatch.setattr(module, "_rounded", lambda: True)
     large, weight = torch.randn(700, 160), torch.randn(160, 160)
-    for units in ("", "matrix"):
+    for units in ("", "vector", "matrix"):
         monkeypatch.setattr(module, "_units", lambda units=units: units)
         ours = units == "matrix" and loaded()
         assert module._engine(large, weight) is (Engine.MERC if ours else Engine.PYTORCH)
