@@ -21,6 +21,22 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
+def check_names(key: str, given: Iterable[str], valid: Collection[str]) -> None:
+    """Refuse a list with a name that is none of those that a key may list.
+
+    Args:
+        key: as the user writes it.
+        given: the names it lists.
+        valid: the names it may list.
+
+    Raises:
+        MercError: it lists another.
+    """
+    for name in given:
+        if name not in valid:
+            raise MercError(f"{key} names '{name}', which is none of {', '.join(valid)}.{nearest(name, valid)}")
+
+
 def check_choice(key: str, given: Any, valid: Collection[str]) -> None:
     """Refuse a value that is none of those that a key may have.
 

@@ -229,8 +229,8 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     if not isinstance(epochs, int) or epochs < 1:
         raise MercError(f"trainer.max_epochs={epochs} is no number of epochs. Choose 1 or more.")
     precision = str(settings.get("precision") or PRECISIONS[0])
-    if precision not in (*PRECISIONS, *(name.split("-")[0] for name in PRECISIONS)):
-        check_choice("trainer.precision", precision, PRECISIONS)
+    precision = {name.split("-")[0]: name for name in PRECISIONS}.get(precision, precision)
+    check_choice("trainer.precision", precision, PRECISIONS)
     own = {
         "enable_progress_bar": False,
         "enable_model_summary": False,
@@ -241,7 +241,7 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
         trainer: L.Trainer = instantiate(settings, config["plugins"], **own, **arguments)
     except (MisconfigurationException, ValueError) as error:
         raise MercError(f"The trainer cannot be set up: {error} Look at the keys under trainer.") from error
-    if precision.startswith("bf16") and not multiplies_bfloat16(trainer.strategy.root_device):
+    if precision == "bf16-mixed" and not multiplies_bfloat16(trainer.strategy.root_device):
         logger.warning(
             "trainer.precision=%s: this device only imitates bfloat16, which takes many times as long; "
             "choose trainer.precision=32-true here.",

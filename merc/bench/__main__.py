@@ -18,7 +18,7 @@ from merc.bench.reference import REFERENCES
 from merc.bench.results import publish
 from merc.config import compose, plain
 from merc.data.corpora import CORPORA
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_names
 from merc.models.__main__ import model_names
 from merc.models.precision import multiplies_bfloat16
 from merc.reporting.environment import describe_environment
@@ -47,8 +47,8 @@ def bench(cfg: DictConfig) -> list[Ratio]:
         MercError: an unknown model or corpus, a run that fails, or a folder that cannot be written.
     """
     settings = plain(cfg)
-    _refuse_unknown("models", settings["models"], model_names())
-    _refuse_unknown("corpora", settings["corpora"], list(CORPORA))
+    check_names("models", settings["models"], model_names())
+    check_names("corpora", settings["corpora"], CORPORA)
     if settings["rounds"] < 1:
         raise MercError(f"rounds={settings['rounds']}: give a number of at least 1.")
     groups = []
@@ -58,12 +58,6 @@ def bench(cfg: DictConfig) -> list[Ratio]:
             processes.prepare(corpus, settings["size"], store)
             groups += [_measure(model, corpus, store, settings) for model in settings["models"]]
     return publish(groups, settings, describe_environment())
-
-
-def _refuse_unknown(key: str, given: list[str], valid: list[str]) -> None:
-    for name in given:
-        if name not in valid:
-            raise MercError(f"{key} names '{name}', which is none of {', '.join(valid)}.{nearest(name, valid)}")
 
 
 def _measure(model: str, corpus: str, store: Path, settings: Mapping[str, Any]) -> Group:

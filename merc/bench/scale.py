@@ -18,7 +18,7 @@ from merc.bench.results import Grid, machine_line
 from merc.bench.sizes import SizeCost, size_cost, write_repeated
 from merc.config import plain
 from merc.data.corpora import CORPORA
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_names
 from merc.files import write_json, write_text
 from merc.reporting.environment import describe_environment
 from merc.reporting.report.figures import legend, panels_of, series_look, styled, write_figure
@@ -71,10 +71,8 @@ def _refuse_mistakes(settings: Mapping[str, Any]) -> None:
     for key, values in numbers.items():
         if not values or not all(isinstance(value, int) and value >= 1 for value in values):
             raise MercError(f"{key}={values}: give whole numbers of at least 1.")
-    named = [("lengths.measure", name, lengths["stages"]) for name in lengths["measure"] or []]
-    for key, name, valid in (*named, ("sizes.corpus", sizes["corpus"], CORPORA)):
-        if name not in valid:
-            raise MercError(f"{key} names '{name}', which is none of {', '.join(valid)}.{nearest(name, valid)}")
+    check_names("lengths.measure", lengths["measure"] or [], lengths["stages"])
+    check_names("sizes.corpus", [sizes["corpus"]], CORPORA)
     if settings["figures"]:
         styled()  # says so now if it cannot
 

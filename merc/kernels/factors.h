@@ -17,7 +17,9 @@ struct Operand {
   int64_t step;  // to the next row, or to the next place
 };
 
-inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+// n / unit, rounded up.
+inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+inline int64_t rounded_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
 constexpr int64_t BIAS_UNIT = 32;
 
@@ -53,7 +55,7 @@ inline void in_rectangles(const Product& product, int64_t rows_at_once, int64_t 
     if (threads % n == 0 && packed_for(n) <= packed_for(down)) down = n;
   const int64_t across = threads / down;
   const auto edge = [](int64_t size, int64_t at_once, int64_t part, int64_t parts) {
-    return rounded_up(size, at_once) / at_once * part / parts * at_once;
+    return ceil_div(size, at_once) * part / parts * at_once;
   };
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {

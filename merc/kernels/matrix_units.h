@@ -237,7 +237,7 @@ inline void multiply_block(
 template <int64_t PARTS>
 inline int64_t panels(int64_t columns) {
   constexpr int64_t MOST = PANEL_OF_PARTS / PARTS;
-  return (columns + MOST - 1) / MOST;
+  return ceil_div(columns, MOST);
 }
 
 // Some blocks of C, row by row, since memory is written to faster in order; false if a number was not finite.
@@ -253,12 +253,12 @@ inline bool compute(const Product& product, const Rectangle& part) {
   const auto& [top, bottom, left, right] = part;
   _tile_loadconfig(&shapes);
   const int64_t blocks_of_all = (right - left) / BLOCK, count_of_panels = panels<PARTS>(right - left);
-  const int64_t panel = (blocks_of_all + count_of_panels - 1) / count_of_panels * BLOCK;
+  const int64_t panel = ceil_div(blocks_of_all, count_of_panels) * BLOCK;
   bool finite = true;
   Block blocks[2];
   int64_t count = 0;
   for (int64_t from = 0; from == 0 || from < inner; from += INNER) {
-    const int64_t until = std::min(inner, from + INNER), depths = (until - from + DEPTH - 1) / DEPTH;
+    const int64_t until = std::min(inner, from + INNER), depths = ceil_div(until - from, DEPTH);
     for (int64_t first = left; first < right; first += panel) {
       const int64_t last = std::min(right, first + panel);
       finite &= pack<PARTS, true>(b, first, last, from, until, packed_b);

@@ -103,8 +103,8 @@ inline void compute(const Product& product, const Rectangle& part) {
   float* packed_a = packed_b + INNER * COLUMNS;
   static const float nothing[WIDTH] = {};
   const auto& [a, b, inner, bias, c, step] = product;
-  const int64_t parts = std::max<int64_t>(1, (inner + INNER - 1) / INNER);
-  const int64_t at_once = rounded_up(std::max<int64_t>(1, (inner + parts - 1) / parts), LANES);  // room behind the end
+  const int64_t parts = std::max<int64_t>(1, ceil_div(inner, INNER));
+  const int64_t at_once = rounded_up(std::max<int64_t>(1, ceil_div(inner, parts)), LANES);  // room behind the end
   for (int64_t left = part.left; left < part.right; left += COLUMNS) {
     const int64_t right = std::min(part.right, left + COLUMNS);
     for (int64_t from = 0; from == 0 || from < inner; from += at_once) {
@@ -125,7 +125,7 @@ inline void compute(const Product& product, const Rectangle& part) {
 }
 
 inline void compute(const Product& product) {
-  const auto packed = [](int64_t height, int64_t width) { return height * ((width + COLUMNS - 1) / COLUMNS) + width; };
+  const auto packed = [](int64_t height, int64_t width) { return height * ceil_div(width, COLUMNS) + width; };
   in_rectangles(product, HEIGHT, WIDTH, packed, [&](const Rectangle& part) { compute(product, part); });
 }
 

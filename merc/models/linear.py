@@ -93,9 +93,9 @@ def compiled_for_each_shape(device: torch.device) -> bool:
     """Whether large products are oneDNN's, which compiles them anew for every number of rows: best there are few."""
     if device.type != "cpu":
         return False
-    engine = _engine_of_large()
     if torch.is_autocast_enabled("cpu"):
         return multiplies_bfloat16(device)
+    engine = _engine_of_large()
     return engine is Engine.ONEDNN or (engine is Engine.PYTORCH and _rounded())
 
 

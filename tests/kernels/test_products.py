@@ -154,7 +154,7 @@ def test_fewer_products_are_less_exact() -> None:
 
 @pytest.mark.parametrize("strange", [float("inf"), float("-inf"), float("nan"), 3.4e38])
 @pytest.mark.parametrize("which", [0, 1])
-def test_what_is_not_finite_comes_out_as_it_must(strange: float, which: int) -> None:
+def test_what_is_not_finite_comes_out_as_from_the_blas(strange: float, which: int) -> None:
     torch.manual_seed(0)
     factors = [torch.randn(40, 700), torch.randn(700, 45)]
     factors[which][38, 44] = strange
@@ -162,10 +162,11 @@ def test_what_is_not_finite_comes_out_as_it_must(strange: float, which: int) -> 
         factors[0][5, 650] = strange
     a, b = factors
     bias, out = torch.randn(45), torch.zeros(40, 3, 45)
-    close = {"rtol": 1e-5, "atol": 1e-4, "equal_nan": True}
-    torch.testing.assert_close(product(a, b, bias), torch.addmm(bias, a, b), **close)
+    # Vectors compute it themselves, everything else leaves it to the BLAS.
+    rounding = {"rtol": 1e-5, "atol": 1e-4} if UNITS == "vector" else {"rtol": 0.0, "atol": 0.0}
+    torch.testing.assert_close(product(a, b, bias), torch.addmm(bias, a, b), equal_nan=True, **rounding)
     torch.ops.merc.product_out(a, b, out[:, 1])
-    torch.testing.assert_close(out[:, 1], a @ b, **close)
+    torch.testing.assert_close(out[:, 1], a @ b, equal_nan=True, **rounding)
     assert not out[:, [0, 2]].any()
 
 
