@@ -1,51 +1,18 @@
 """What libraries in C read once, when the process starts or when they are loaded: chosen before anything else."""
 
 import os
-import sys
 import time
-from contextlib import suppress
-from itertools import pairwise
-from pathlib import Path
 
 CHOSEN = "MERC_SPINCOUNT"
 """Environment variable with what a process of merc chose for itself: its child processes choose again."""
 
-COMMANDS = ("train", "evaluate", "prepare", "parity", "sweep", "report", "dashboard")
-"""There is a script ``merc-…`` for each of these (pyproject.toml)."""
-
-ALLOCATOR = "GLIBC_TUNABLES"
-WHOLE = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
-"""Every freed block is joined to its free neighbours at once; as it is, small ones stay apart, ready for use."""
-
 
 def choose() -> None:
     """All of it, where the user has not chosen."""
-    _keep_memory_whole()
     _choose_how_threads_wait()
     # oneDNN compiles a kernel for every shape, several hundred KiB each, and keeps the last ones. Training batches come
     # in some twenty numbers of rows (merc.models.emotion_model.missing_rows), with some forty products each.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
-
-
-def _keep_memory_whole() -> None:
-    """Start a command of merc once more, if the C library can be told so in no other way.
-
-    Small blocks that are freed but set aside lie between the tensors of a step and keep the room of two of them from
-    being the room of a larger one in the next step: 15 % of the memory of a training run.
-    """
-    if ALLOCATOR in os.environ or not sys.platform.startswith("linux") or not _is_command():
-        return
-    os.environ[ALLOCATOR] = WHOLE
-    with suppress(OSError):  # then it goes on as it is
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
-
-
-def _is_command() -> bool:
-    """Whether this is ``python -m merc.…``, whose module is being looked for, or ``merc-…``; nobody else's process."""
-    if Path(sys.argv[0]).stem in [f"merc-{command}" for command in COMMANDS]:
-        return True
-    module = next((later for earlier, later in pairwise(sys.orig_argv) if earlier == "-m"), "")
-    return sys.argv[0] == "-m" and module.startswith("merc.")
 
 
 def _choose_how_threads_wait() -> None:

@@ -1,11 +1,9 @@
-"""What is chosen before libraries in C are loaded: how long threads wait, and how freed memory is kept."""
+"""What is chosen before libraries in C are loaded: how long threads wait."""
 
 import ast
 import os
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import pytest
 
@@ -60,68 +58,3 @@ def test_what_a_parent_process_chose_is_chosen_again(chosen: str) -> None:
     inherited = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": chosen, startup.CHOSEN: chosen}
     assert settings_of_a_process(inherited)[1] in ("20000", "1000")
     assert settings_of_a_process(inherited | {"GOMP_SPINCOUNT": "7"})[1] == "7"
-
-
-class RestartedError(Exception):
-    """In place of a process that becomes another one."""
-
-
-@pytest.mark.parametrize(
-    ("command", "restarts"),
-    [
-        (["python", "-m", "merc.train", "data=meld"], True),
-        (["python", "-X", "dev", "-m", "merc.sweep", "status"], True),
-        (["python", "/somewhere/bin/merc-train", "-m", "seed=1,2"], True),
-        (["python", "merc-ablation.py"], False),
-        (["python", "-m", "pytest", "-m", "merc.train"], False),
-        (["python", "-m", "other.merc.train"], False),
-        (["python", "script.py", "-m", "merc.train"], False),
-        (["python", "-c", "import merc"], False),
-        (["python"], False),
-    ],
-)
-def test_only_commands_of_its_own_are_started_again(
-    monkeypatch: pytest.MonkeyPatch, command: list[str], restarts: bool
-) -> None:
-    def execute(program: str, arguments: list[str]) -> None:
-        assert [program, *arguments] == [sys.executable, sys.executable, *command[1:]]
-        raise RestartedError
-
-    program = next((part for part in command[1:] if part != "dev" and not part.startswith("-X")), "")
-    monkeypatch.setattr(os, "execv", execute)
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(sys, "orig_argv", command)
-    monkeypatch.setattr(sys, "argv", [program])
-    monkeypatch.setenv(startup.ALLOCATOR, "")  # to be restored
-    monkeypatch.delenv(startup.ALLOCATOR)
-    for _ in range(2):  # once, even if it did not come to it
-        try:
-            startup._keep_memory_whole()
-        except RestartedError:
-            assert restarts
-            restarts = False
-    assert not restarts
-
-
-def test_commands_are_those_that_are_installed() -> None:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert [f"merc-{command}" for command in startup.COMMANDS] == list(project["scripts"])
-
-
-def test_nobody_who_has_chosen_is_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "merc.train"])
-    monkeypatch.setattr(sys, "argv", ["-m"])
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
-    monkeypatch.setenv(startup.ALLOCATOR, "glibc.malloc.check=0")
-    startup._keep_memory_whole()
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
-def test_a_command_runs_with_memory_kept_whole(tmp_path: Path) -> None:
-    said = f'import atexit, os; atexit.register(lambda: print("at the end", os.environ["{startup.ALLOCATOR}"]))'
-    (tmp_path / "sitecustomize.py").write_text(said, encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name != startup.ALLOCATOR}
-    environment["PYTHONPATH"] = str(tmp_path)
-    command = [sys.executable, "-m", "merc.models", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.stdout.splitlines()[-1] == f"at the end {startup.WHOLE}", done.stderr

@@ -1,6 +1,8 @@
 // dropout(gain · GELU(x)), and nothing of it kept for the backward pass but x.
 #pragma once
 
+#include <ATen/MemoryOverlap.h>
+
 #include "dropout.h"
 
 namespace merc {
@@ -47,14 +49,13 @@ inline Tensor gelu_of_kind(const Tensor& x, float gain, const Mask& mask) {
 }
 
 template <typename Kind>
-inline Tensor gelu_backward_of_kind(const Tensor& of_y, const Tensor& x, float gain, const Mask& mask) {
-  Tensor of_x = at::empty_like(x);
+inline void gelu_backward_of_kind(const Tensor& of_y, const Tensor& x, float gain, const Mask& mask) {
   with_type(x, [&]<typename T>() {
-    const T *incoming = of_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>();
-    T* to = of_x.mutable_data_ptr<T>();
+    const T* from = x.const_data_ptr<T>();
+    T* to = of_y.mutable_data_ptr<T>();
     in_blocks(x.numel(), [&](int64_t start, int64_t count, float* scratch, float* result) {
       float* out = place(to + start, result);
-      mask.apply(single(incoming + start, scratch, count), out, start, count);
+      mask.apply(single(to + start, scratch, count), out, start, count);
       const float* in = single(from + start, scratch, count);
       pieces(count, [&](int64_t i, int64_t n) {
         store(out + i, load(out + i, n) * Lanes(gain) * Kind::slope(load(in + i, n)), n);
@@ -62,7 +63,6 @@ inline Tensor gelu_backward_of_kind(const Tensor& of_y, const Tensor& x, float g
       keep(to + start, out, count);
     });
   });
-  return of_x;
 }
 
 inline Tensor gelu(const Tensor& x_, double gain_, bool tanh, int64_t seed, int64_t dropped) {
@@ -72,10 +72,13 @@ inline Tensor gelu(const Tensor& x_, double gain_, bool tanh, int64_t seed, int6
   return tanh ? gelu_of_kind<TanhGelu>(x, gain, mask) : gelu_of_kind<Gelu>(x, gain, mask);
 }
 
-inline Tensor gelu_backward(
-    const Tensor& of_y_, const Tensor& x_, double gain_, bool tanh, int64_t seed, int64_t dropped) {
-  TORCH_CHECK(of_y_.sizes() == x_.sizes() && of_y_.scalar_type() == x_.scalar_type(), "a gradient for each number");
-  const Tensor of_y = of_y_.contiguous(), x = x_.contiguous();
+// Makes of the gradient of the result that of x.
+inline void gelu_backward(
+    const Tensor& of_y, const Tensor& x_, double gain_, bool tanh, int64_t seed, int64_t dropped) {
+  TORCH_CHECK(of_y.sizes() == x_.sizes() && of_y.scalar_type() == x_.scalar_type(), "a gradient for each number");
+  TORCH_CHECK(of_y.is_contiguous(), "a gradient whose rows lie one behind the other");
+  const Tensor x = x_.contiguous();
+  at::assert_no_overlap(of_y, x);
   const auto gain = static_cast<float>(gain_);
   const Mask mask(seed, dropped);
   return tanh ? gelu_backward_of_kind<TanhGelu>(of_y, x, gain, mask) : gelu_backward_of_kind<Gelu>(of_y, x, gain, mask);

@@ -2,6 +2,7 @@
 
 #include <torch/library.h>
 
+#include "allocator.h"
 #include "attention.h"
 #include "dropout.h"
 #include "gelu.h"
@@ -15,9 +16,10 @@
 #define REACH "int[] starts, Tensor? visible, int past, int future, bool difference, int seed, int dropped"
 
 TORCH_LIBRARY(merc, library) {
+  library.def("allocate_tensors() -> ()", &merc::allocate_tensors);
   library.def("dropout(Tensor x, int seed, int dropped) -> Tensor");
   library.def("gelu(Tensor x, float gain, bool tanh, int seed, int dropped) -> Tensor");
-  library.def("gelu_backward(Tensor of_y, Tensor x, float gain, bool tanh, int seed, int dropped) -> Tensor");
+  library.def("gelu_backward(Tensor(a!) of_y, Tensor x, float gain, bool tanh, int seed, int dropped) -> ()");
   library.def(
       "head_norm_gelu(Tensor x, Tensor weight, Tensor bias, float scale, float epsilon, int seed, int dropped)"
       " -> (Tensor, Tensor)");

@@ -44,6 +44,8 @@ def loaded() -> bool:
 def load() -> Path:
     """Load the operators of this version for this processor and this PyTorch, compiled before if need be.
 
+    Tensors of the CPU are allocated by merc from then on (``allocator.h``).
+
     Returns:
         The file they are in.
 
@@ -62,6 +64,7 @@ def load() -> Path:
             torch.ops.load_library(str(path))
     except OSError as error:
         raise UnavailableError(str(error.__cause__ or error)) from error
+    torch.ops.merc.allocate_tensors()
     return path
 
 

@@ -73,9 +73,10 @@ class _GeluLinear(Function):
     def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_OI = ctx.saved_tensors
         of_x, of_weight, of_bias, _ = ctx.needs_input_grad
-        return (
-            torch.ops.merc.gelu_backward(product(of_out_NO, weight_OI), x_NI, *ctx.settings) if of_x else None,
-            product(of_out_NO.T, torch.ops.merc.gelu(x_NI, *ctx.settings)) if of_weight else None,
-            of_out_NO.sum(0) if of_bias else None,
-            None,
-        )
+        # What is computed again for the weight is gone before there is a gradient of the input.
+        of_weight_OI = product(of_out_NO.T, torch.ops.merc.gelu(x_NI, *ctx.settings)) if of_weight else None
+        of_x_NI = None
+        if of_x:
+            of_x_NI = product(of_out_NO, weight_OI).contiguous()
+            torch.ops.merc.gelu_backward(of_x_NI, x_NI, *ctx.settings)
+        return of_x_NI, of_weight_OI, of_out_NO.sum(0) if of_bias else None, None

@@ -86,8 +86,7 @@ class LocalDelta(nn.Module):
         # Causal, the kernel's three rows end at the receiving one, instead of being centred on it.
         convolved_BDL = self.convolution(F.pad(x_BDL, (1, 0)))[..., :-1] if batch.causal else self.convolution(x_BDL)
         local_ND = self.norm(batch.unpad(convolved_BDL.transpose(1, 2)))
-        out_ND: Tensor = x_ND + self.alpha * self.gate(x_ND).sigmoid() * local_ND
-        return out_ND
+        return torch.addcmul(x_ND, self.alpha * self.gate(x_ND).sigmoid(), local_ND)
 
 
 class ContextGate(nn.Module):
@@ -105,8 +104,7 @@ class ContextGate(nn.Module):
     def forward(self, positioned_ND: Tensor, delta_ND: Tensor) -> Tensor:
         """Two (N, D) → (N, D)."""
         gate_N1 = self.score(self.norm(torch.cat([positioned_ND, delta_ND], dim=-1))).sigmoid()
-        mixed_ND: Tensor = gate_N1 * delta_ND + (1 - gate_N1) * positioned_ND
-        return mixed_ND
+        return torch.lerp(positioned_ND, delta_ND, gate_N1)
 
 
 class ShiftedDifference(nn.Module):
@@ -205,5 +203,5 @@ class DifferentialDenoiser(nn.Module):
         z_ND = self.input_norm(mixed_ND + positioned_ND)
         z_ND = self.attention_norm(z_ND + self.attention(z_ND, batch))
         fed_ND = self.dropout(self.contract(self.expand(self.feed_forward_norm(z_ND))))
-        z_ND = self.output_norm(2 * z_ND + fed_ND)
-        return positioned_ND + self.output_weight * z_ND
+        z_ND = self.output_norm(torch.add(fed_ND, z_ND, alpha=2))
+        return torch.add(positioned_ND, z_ND, alpha=self.output_weight)

@@ -1,6 +1,7 @@
 """ReDiFu's fusion: each modality attends to the utterances of the others (arXiv:2603.25752)."""
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -60,9 +61,11 @@ class ModalityFusion(nn.Module):
 
     def forward(self, x_ND: Tensor, normed_ND: Tensor, others: Sequence[Tensor], batch: ConversationBatch) -> Tensor:
         """(N, D) rows, the same normed, and the normed rows of the other modalities → (N, D)."""
-        taken_ND = torch.stack([self.attention(normed_ND, other_ND, batch) for other_ND in others]).sum(0)
-        gate_ND = self.gate(torch.cat([x_ND, taken_ND], dim=-1)).sigmoid()
-        out_ND: Tensor = x_ND + self.feed_forward(gate_ND * x_ND + (1 - gate_ND) * taken_ND)
+        taken_ND = reduce(torch.add, [self.attention(normed_ND, other_ND, batch) for other_ND in others])
+        # W [x; taken] + b, without the rows side by side.
+        of_x, of_taken = self.gate.weight.split(x_ND.shape[1], dim=1)
+        gate_ND = (linear(x_ND, of_x) + linear(taken_ND, of_taken, self.gate.bias)).sigmoid()
+        out_ND: Tensor = x_ND + self.feed_forward(torch.lerp(taken_ND, x_ND, gate_ND))
         return out_ND
 
 

@@ -81,5 +81,5 @@ class GuidedDiffusion(nn.Module):
             within_ND = self.affinities[m](rows[m], value(rows[m]), batch)
             diffused_ND = self.affinities[self.guide](guide_ND, within_ND, batch)
             gate_ND = self.gates[m](torch.cat([guide_ND, diffused_ND], dim=-1)).sigmoid()
-            received_ND = received_ND + gate_ND * self.dropout(diffused_ND)
+            received_ND = torch.addcmul(received_ND, gate_ND, self.dropout(diffused_ND))
         return {**rows, self.guide: received_ND}
