@@ -141,13 +141,28 @@ struct Band {
         columns(blocks * size + width - size),
         slope(static_cast<float>(slope)),
         connected(connected.contiguous()),
-        left(ends.select(2, 0).t().contiguous()),
-        right(at::constant_pad_nd(ends.select(2, 1).t(), {past, columns - past - rows}).contiguous()),
-        relation(relation ? relation->index_select(1, at::tensor(kinds)).contiguous() : at::zeros({maps, 3}, ends.options())),
-        coefficients(coefficients ? coefficients->contiguous() : Tensor()) {
+        coefficients(coefficients ? coefficients->contiguous() : Tensor()),
+        left(maps * rows),
+        right(maps * columns),
+        directions(maps * 3) {
+    TORCH_CHECK(ends.dim() == 3 && ends.size(2) == 2, "two numbers for each row and map");
     TORCH_CHECK(connected.scalar_type() == at::kBool && blocks * size >= rows && past + size <= width && kinds.size() == 3,
                 "blocks of rows with their candidates");
     TORCH_CHECK(!coefficients || coefficients->numel() * 2 == maps, "a coefficient for every two maps");
+    const Tensor together = ends.contiguous();
+    const float* end = together.const_data_ptr<float>();
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t map = 0; map < maps; ++map, end += 2) {
+        left[map * rows + row] = end[0];
+        right[map * columns + past + row] = end[1];
+      }
+    if (!relation) return;
+    for (int64_t kind : kinds)
+      TORCH_CHECK(relation->dim() == 2 && relation->size(0) == maps && 0 <= kind && kind < relation->size(1),
+                  "a score for each map and kind of relation");
+    const auto score = relation->accessor<float, 2>();
+    for (int64_t map = 0; map < maps; ++map)
+      for (int64_t i = 0; i < 3; ++i) directions[map * 3 + i] = score[map][kinds[i]];
   }
 
   bool difference() const { return coefficients.defined(); }
@@ -156,7 +171,8 @@ struct Band {
 
   const int64_t rows, maps, heads, blocks, size, width, past, columns;
   const float slope;
-  const Tensor connected, left, right, relation, coefficients;
+  const Tensor connected, coefficients;
+  std::vector<float> left, right, directions;  // of every map: of rows, of columns, of earlier, same and later sources
 };
 
 // The maps of one receiving row after the other.
@@ -179,12 +195,12 @@ class BandRow {
     }
     const Lanes slope(band_.slope);
     for (int64_t map = 0; map < band_.maps; ++map) {
-      const float left = band_.left.const_data_ptr<float>()[map * band_.rows + row];
-      const float* kind = band_.relation.const_data_ptr<float>() + map * 3;
-      std::fill_n(shift_.data(), itself, left + kind[0]);
-      shift_[itself] = left + kind[1];
-      std::fill_n(shift_.data() + itself + 1, width - itself - 1, left + kind[2]);
-      const float* right = band_.right.const_data_ptr<float>() + map * band_.columns + block * band_.size;
+      const float left = band_.left[map * band_.rows + row];
+      const float* direction = band_.directions.data() + map * 3;
+      std::fill_n(shift_.data(), itself, left + direction[0]);
+      shift_[itself] = left + direction[1];
+      std::fill_n(shift_.data() + itself + 1, width - itself - 1, left + direction[2]);
+      const float* right = band_.right.data() + map * band_.columns + block * band_.size;
       float *score = maps_.data() + map * width, *slope_of = slopes_.data() + map * width;
       pieces(width, [&](int64_t k, int64_t count) {
         const Lanes raw = load(right + k, count) + load(shift_.data() + k, count);
@@ -238,12 +254,11 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
   const Tensor of_attention = of_attention_.contiguous();
   const float* incoming = of_attention.const_data_ptr<float>();
   const int64_t threads = at::get_num_threads(), width = band.width;
-  Tensor of_left = at::empty({band.maps, band.rows}, ends.options());
-  Tensor of_right = at::zeros({threads, band.maps, band.columns}, ends.options());  // windows of threads overlap
-  Tensor of_relation = at::zeros({threads, band.maps, 3}, ends.options());
-  Tensor of_coefficients = at::zeros({threads, band.heads}, ends.options());
-  float *left = of_left.mutable_data_ptr<float>(), *rights = of_right.mutable_data_ptr<float>();
-  float *relations = of_relation.mutable_data_ptr<float>(), *factors = of_coefficients.mutable_data_ptr<float>();
+  Tensor of_ends = at::empty({band.rows, band.maps, 2}, ends.options());
+  float* of_end = of_ends.mutable_data_ptr<float>();
+  // What threads sum up, each by itself; their windows overlap.
+  std::vector<float> rights(threads * band.maps * band.columns), directions(threads * band.maps * 3);
+  std::vector<float> factors(threads * band.heads);
   in_parts(band.rows, [&](int64_t part, int64_t begin, int64_t end) {
     BandRow maps(band);
     std::vector<float> of_head(width), of_score(width);
@@ -262,7 +277,7 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
           factors[part * band.heads + head] -= dot(of_head.data(), maps.map(map), width);
         }
         softmax_backward(maps.map(map), of_head.data(), factor, of_score.data(), width);
-        float* right = rights + (part * band.maps + map) * band.columns + row / band.size * band.size;
+        float* right = rights.data() + (part * band.maps + map) * band.columns + row / band.size * band.size;
         pieces(width, [&](int64_t k, int64_t count) {
           const Lanes score = load(of_score.data() + k, count) * load(maps.slopes(map) + k, count);
           store(of_score.data() + k, score, count);
@@ -270,18 +285,32 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
         });
         const float earlier = sum(of_score.data(), itself), same = of_score[itself];
         const float later = sum(of_score.data() + itself + 1, width - itself - 1);
-        left[map * band.rows + row] = earlier + same + later;
-        float* own = relations + (part * band.maps + map) * 3;
+        of_end[(row * band.maps + map) * 2] = earlier + same + later;
+        float* own = directions.data() + (part * band.maps + map) * 3;
         own[0] += earlier;
         own[1] += same;
         own[2] += later;
       }
     }
   });
-  const Tensor right = of_right.sum(0).slice(1, band.past, band.past + band.rows);
-  Tensor of_kinds = of_relation.sum(0);
-  if (relation) of_kinds = at::zeros_like(*relation).index_add_(1, at::tensor(kinds), of_kinds);
-  return {at::stack({of_left.t(), right.t()}, 2), of_kinds, of_coefficients.sum(0)};
+  const auto sum_of_parts = [&](const std::vector<float>& parts, int64_t at) {
+    float sum = 0;
+    for (int64_t part = 0, size = parts.size() / threads; part < threads; ++part) sum += parts[part * size + at];
+    return sum;
+  };
+  in_parts(band.rows, [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t map = 0; map < band.maps; ++map)
+        of_end[(row * band.maps + map) * 2 + 1] = sum_of_parts(rights, map * band.columns + band.past + row);
+  });
+  Tensor of_relation = at::zeros(relation ? relation->sizes() : at::IntArrayRef{0, 0}, ends.options());
+  auto of_score = of_relation.accessor<float, 2>();
+  for (int64_t map = 0; relation && map < band.maps; ++map)
+    for (int64_t i = 0; i < 3; ++i) of_score[map][kinds[i]] += sum_of_parts(directions, map * 3 + i);
+  Tensor of_coefficients = at::empty({band.heads}, ends.options());
+  for (int64_t head = 0; head < band.heads; ++head)
+    of_coefficients.mutable_data_ptr<float>()[head] = sum_of_parts(factors, head);
+  return {of_ends, of_relation, of_coefficients};
 }
 
 // The candidates of a block that are rows of the batch.

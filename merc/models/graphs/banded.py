@@ -5,6 +5,7 @@ receiving rows with K candidates each. H heads share the rows; M maps of attenti
 the maps are subtracted.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -206,12 +207,23 @@ class _ReceiveMapped(Function):
     @once_differentiable
     def backward(ctx: Any, of_out_NHD: Tensor) -> tuple[Tensor | None, ...]:
         attention, values_NI, weight_HID = ctx.saved_tensors
-        inputs = (attention.detach().requires_grad_(), values_NI.detach().requires_grad_())
-        with torch.enable_grad():
-            sums_NHI = receive(*inputs, ctx.graph)
+        sums_NHI, backward = _received(attention, values_NI, ctx.graph)
         of_sums_NHI, of_weight_HID = torch.empty_like(sums_NHI), weight_HID.new_empty(weight_HID.shape)
         for head, of_out_ND in enumerate(of_out_NHD.unbind(1)):
             multiply(of_out_ND, weight_HID[head].T, of_sums_NHI[:, head])
-            multiply(sums_NHI.detach()[:, head].T, of_out_ND, of_weight_HID[head])
-        of_attention, of_values_NI = torch.autograd.grad(sums_NHI, inputs, of_sums_NHI)
-        return of_attention, of_values_NI, of_weight_HID, None
+            multiply(sums_NHI[:, head].T, of_out_ND, of_weight_HID[head])
+        return *backward(of_sums_NHI), of_weight_HID, None
+
+
+def _received(
+    attention: Tensor, values_ND: Tensor, graph: RelationGraph
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+    """What :func:`receive` returns, and a function from its gradient to those of attention and values."""
+    if native(attention, values_ND) and graph.batch.present is None:
+        past = graph.neighbourhood.past
+        sums_NHD = torch.ops.merc.mix(attention, values_ND, past)
+        return sums_NHD, lambda of_sums_NHD: torch.ops.merc.mix_backward(of_sums_NHD, attention, values_ND, past)
+    inputs = (attention.detach().requires_grad_(), values_ND.detach().requires_grad_())
+    with torch.enable_grad():
+        sums_NHD = receive(*inputs, graph)
+    return sums_NHD.detach(), lambda of_sums_NHD: torch.autograd.grad(sums_NHD, inputs, of_sums_NHD)
