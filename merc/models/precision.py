@@ -44,6 +44,12 @@ def lower_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
+def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """start + weight ⊙ (end − start) in one pass, as precise as the most precise of them; shapes broadcast."""
+    dtype = torch.promote_types(torch.promote_types(start.dtype, end.dtype), weight.dtype)
+    return torch.lerp(start.to(dtype), end.to(dtype), weight.to(dtype))
+
+
 def at_least_single(tensor: Tensor) -> Tensor:
     """The tensor in single precision, whatever autocast made of it; unchanged where it is more precise."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

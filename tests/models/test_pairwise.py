@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import pytest
@@ -96,7 +96,13 @@ class FiniteGradients(L.Callback):
                 assert parameter.grad.isfinite().all(), f"{self.what}: gradient of {name}"
 
 
-def trained(config: dict[str, Any], batch: ConversationBatch, folder: Path, what: str) -> EmotionRecognition:
+def trained(
+    config: dict[str, Any],
+    batch: ConversationBatch,
+    folder: Path,
+    what: str,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+) -> EmotionRecognition:
     """The module after one step of the trainer, balancing included."""
     torch.manual_seed(0)
     module = EmotionRecognition(config, INFO)
@@ -111,6 +117,7 @@ def trained(config: dict[str, Any], batch: ConversationBatch, folder: Path, what
         enable_model_summary=False,
         enable_checkpointing=False,
         default_root_dir=folder,
+        precision=precision,
     )
     trainer.fit(module, DataLoader([batch], batch_size=None))
     return module.eval()
@@ -160,6 +167,26 @@ def test_every_pair_of_alternatives_works(
     for row in rows:
         what = " ".join(f"{stage}={name}" for stage, name in zip(STAGES, row, strict=True))
         check_works(configure(row), batch, tmp_path, what)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*(num_workers|isinstance|log).*")
+def test_every_alternative_works_in_mixed_precision(
+    configure: Configure, make_batch: Callable[..., ConversationBatch], tmp_path: Path
+) -> None:
+    batch = make_batch(lengths=(5, 1, 12, 3))
+    for row in covering(accepted(configure)):
+        trained(configure(row), batch, tmp_path, " ".join(row), precision="bf16-mixed")
+
+
+@pytest.mark.filterwarnings("ignore:.*(num_workers|isinstance|log).*")
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_every_model_works_in_mixed_precision(
+    model: str, make_batch: Callable[..., ConversationBatch], tmp_path: Path
+) -> None:
+    small = ["hyperparameters.hidden_dim=16", "hyperparameters.heads=4", "hyperparameters.fusion_heads=2"]
+    config = plain(compose([f"model={model}", "data=synthetic_meld", *small]))
+    trained(config, make_batch(lengths=(5, 1, 12, 3)), tmp_path, model, precision="bf16-mixed")
 
 
 @pytest.mark.slow

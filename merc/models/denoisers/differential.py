@@ -13,6 +13,7 @@ from merc.models.denoisers.positions import SinusoidalPositions
 from merc.models.dropout import Dropout
 from merc.models.gelu_linear import GeluLinear
 from merc.models.linear import Linear
+from merc.models.precision import interpolate
 from merc.models.stages import head_width
 
 
@@ -104,7 +105,7 @@ class ContextGate(nn.Module):
     def forward(self, positioned_ND: Tensor, delta_ND: Tensor) -> Tensor:
         """Two (N, D) → (N, D)."""
         gate_N1 = self.score(self.norm(torch.cat([positioned_ND, delta_ND], dim=-1))).sigmoid()
-        return torch.lerp(positioned_ND, delta_ND, gate_N1)
+        return interpolate(positioned_ND, delta_ND, gate_N1)
 
 
 class ShiftedDifference(nn.Module):

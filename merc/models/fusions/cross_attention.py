@@ -12,6 +12,7 @@ from merc.models.attention import attend
 from merc.models.dropout import Dropout
 from merc.models.gelu_linear import GeluLinear
 from merc.models.linear import Linear, linear
+from merc.models.precision import interpolate
 from merc.models.stages import Rows, head_width
 
 
@@ -65,7 +66,7 @@ class ModalityFusion(nn.Module):
         # W [x; taken] + b, without the rows side by side.
         of_x, of_taken = self.gate.weight.split(x_ND.shape[1], dim=1)
         gate_ND = (linear(x_ND, of_x) + linear(taken_ND, of_taken, self.gate.bias)).sigmoid()
-        out_ND: Tensor = x_ND + self.feed_forward(torch.lerp(taken_ND, x_ND, gate_ND))
+        out_ND: Tensor = x_ND + self.feed_forward(interpolate(taken_ND, x_ND, gate_ND))
         return out_ND
 
 
