@@ -220,7 +220,7 @@ def _received(
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
     """What :func:`receive` returns, and a function from its gradient to those of attention and values."""
     if native(attention, values_ND) and graph.batch.present is None:
-        past = graph.neighbourhood.past
+        attention, past = at_least_single(attention), graph.neighbourhood.past
         sums_NHD = torch.ops.merc.mix(attention, values_ND, past)
         return sums_NHD, lambda of_sums_NHD: torch.ops.merc.mix_backward(of_sums_NHD, attention, values_ND, past)
     inputs = (attention.detach().requires_grad_(), values_ND.detach().requires_grad_())
