@@ -1,4 +1,4 @@
-"""What libraries in C read once, when the process starts or when they are loaded: chosen before anything else."""
+"""What libraries in C read once, when they are loaded: chosen before anything else."""
 
 import os
 import time

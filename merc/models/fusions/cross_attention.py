@@ -63,7 +63,7 @@ class ModalityFusion(nn.Module):
     def forward(self, x_ND: Tensor, normed_ND: Tensor, others: Sequence[Tensor], batch: ConversationBatch) -> Tensor:
         """(N, D) rows, the same normed, and the normed rows of the other modalities → (N, D)."""
         taken_ND = reduce(torch.add, [self.attention(normed_ND, other_ND, batch) for other_ND in others])
-        # W [x; taken] + b, without the rows side by side.
+        # W [x; taken] + b, in two products: the rows are never side by side.
         of_x, of_taken = self.gate.weight.split(x_ND.shape[1], dim=1)
         gate_ND = (linear(x_ND, of_x) + linear(taken_ND, of_taken, self.gate.bias)).sigmoid()
         out_ND: Tensor = x_ND + self.feed_forward(interpolate(taken_ND, x_ND, gate_ND))
