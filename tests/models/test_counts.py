@@ -143,8 +143,8 @@ def counted(config: dict[str, Any], batch: ConversationBatch) -> Counts:
     [
         ("model=amb_dsgdn", 940),
         ("model=amb_dsgdn_released", 955),
-        ("model=redifu", 1120),
-        ("model=redifu_released", 1025),
+        ("model=redifu", 1100),
+        ("model=redifu_released", 1020),
     ],
 )
 def test_operators_of_a_training_step(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:
