@@ -8,11 +8,18 @@ namespace merc {
 // A, or B transposed: `outer` rows of numbers that are summed over.
 struct Operand {
   Operand(const Tensor& x, int64_t outer_dim)
-      : at(x.const_data_ptr<float>()), outer(x.size(outer_dim)), along(x.stride(1 - outer_dim) == 1),
+      : at(x.const_data_ptr()), half(x.scalar_type() == at::kBFloat16), outer(x.size(outer_dim)),
+        inner(x.size(1 - outer_dim)), along(x.stride(1 - outer_dim) == 1),
         step(along ? x.stride(outer_dim) : x.stride(1 - outer_dim)) {}
 
-  const float* at;
-  int64_t outer;
+  template <typename T>
+  const T* numbers() const {
+    return static_cast<const T*>(at);
+  }
+
+  const void* at;
+  bool half;  // of bfloat16, not of single precision
+  int64_t outer, inner;
   bool along;    // a row's numbers lie together; otherwise those of the same place in all rows do
   int64_t step;  // to the next row, or to the next place
 };
@@ -25,10 +32,13 @@ constexpr int64_t BIAS_UNIT = 32;
 
 // C = A B + bias.
 struct Product {
+  Product(const Tensor& a, const Tensor& b, const float* bias, const Tensor& c)
+      : a(a, 0), b(b, 1), bias(bias), c(c.mutable_data_ptr()), half(c.scalar_type() == at::kBFloat16), step(c.stride(0)) {}
+
   Operand a, b;
-  int64_t inner;
   const float* bias;  // of all columns, and behind them up to a multiple of BIAS_UNIT
-  float* c;
+  void* c;
+  bool half;  // C is of bfloat16
   int64_t step;
 };
 

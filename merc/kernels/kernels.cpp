@@ -33,7 +33,8 @@ TORCH_LIBRARY(merc, library) {
   library.def("attention_band(" BAND ") -> Tensor");
   library.def("attention_band_backward(Tensor of_attention, " BAND ") -> (Tensor, Tensor, Tensor)");
   library.def("units() -> str", &merc::units);
-  library.def("product(Tensor a, Tensor b, Tensor? bias) -> Tensor");
+  library.def("multiplies_bfloat16() -> bool", &merc::multiplies_bfloat16);
+  library.def("product(Tensor a, Tensor b, Tensor? bias, bool half=False) -> Tensor");
   library.def("product_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   library.def("mix(Tensor attention, Tensor values, int past) -> Tensor");
   library.def("mix_backward(Tensor of_out, Tensor attention, Tensor values, int past) -> (Tensor, Tensor)");

@@ -144,7 +144,7 @@ inline bool pack(const Operand& x, int64_t begin, int64_t end, int64_t from, int
     for (int64_t k = from; k < until; k += DEPTH, to += 2 * PARTS * TILE)
       for (int64_t half = 0; half < 2; ++half) {
         const int64_t row = std::min(block + half * SIDE, x.outer);
-        const float* at = x.at + (along ? row * x.step + k : k * x.step + row);
+        const float* at = x.numbers<float>() + (along ? row * x.step + k : k * x.step + row);
         pack_tile<PARTS, along, lines_of_pairs>(at, x.step, x.outer - row, until - k, to + half * TILE, strange);
       }
   return strange == 0;
@@ -249,7 +249,10 @@ inline bool compute(const Product& product, const Rectangle& part) {
   int16_t* packed_a = packed_b + PANEL_OF_PARTS * INNER;
   static const Shapes shapes;  // on the stack its numbers might not have been written when they are read
   static const float nothing[BLOCK] = {};
-  const auto& [a, b, inner, bias, c, step] = product;
+  const Operand &a = product.a, &b = product.b;
+  const int64_t inner = a.inner, step = product.step;
+  const float* bias = product.bias;
+  float* c = static_cast<float*>(product.c);
   const auto& [top, bottom, left, right] = part;
   _tile_loadconfig(&shapes);
   const int64_t blocks_of_all = (right - left) / BLOCK, count_of_panels = panels<PARTS>(right - left);

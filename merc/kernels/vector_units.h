@@ -1,15 +1,20 @@
-// Products in single precision by the vectors of eight numbers of a processor without longer ones, for those whose maker
-// is not that of the BLAS.
+// Products by the vectors of a processor, in single precision or of numbers that are rounded to bfloat16.
 //
-// Six rows by sixteen columns of the result fit the registers. Both factors are copied to strips of so many rows or
-// columns, in the order in which they are needed: a strip of B stays in a core's first cache while those of A, which
-// stay in the second, pass by (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008).
+// A block of some rows by two vectors of the result fits the registers. Both factors are copied to strips of so many
+// rows or columns, in the order in which they are needed: a strip of B stays in a core's first cache while those of A,
+// which stay in the second, pass by (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008).
 #pragma once
 
 #include "factors.h"
 
-#ifdef CPU_CAPABILITY_AVX2
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
 #define MERC_VECTOR_UNITS
+#endif
+
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
+#define MERC_VECTORS_OF_PAIRS
+
+#include <immintrin.h>
 #endif
 
 namespace merc {
@@ -18,52 +23,128 @@ namespace merc {
 
 namespace vector_units {
 
-static_assert(LANES == 8);
+static_assert(LANES == 8 || LANES == 16);
 
-constexpr int64_t HEIGHT = 6, WIDTH = 2 * LANES;  // of what is computed at a time
-constexpr int64_t OF_A = LANES, OF_B = WIDTH;     // how many numbers a strip has for each inner one; of A's two are spare
-static_assert(BIAS_UNIT % WIDTH == 0);
-// What is packed at a time: inner numbers, at most; rows of A; columns of B.
-constexpr int64_t INNER = 256, ROWS = 16 * HEIGHT, COLUMNS = 1024;
+// Rows and columns that are computed at a time: as many as 16 registers hold, or 32.
+constexpr int64_t HEIGHT = LANES == 8 ? 6 : 14, WIDTH = 2 * LANES;
+constexpr int64_t OF_A = LANES, OF_B = WIDTH;  // how many entries a strip has for each inner one; of A's two are spare
+static_assert(HEIGHT <= OF_A && BIAS_UNIT % WIDTH == 0);
+// What is packed at a time: inner entries, at most; rows of A; columns of B.
+constexpr int64_t INNER = 256, ROWS = 96 / HEIGHT * HEIGHT, COLUMNS = 1024;
 
-// Copies rows from `begin` on, as many as a strip has, 0 where there are fewer, of inner numbers [from, until). Up to
-// LANES - 1 inner numbers behind the end are written to.
-template <int64_t STRIP>
+// What strips consist of, entries of four bytes each: numbers of single precision,
+struct Singles {
+  static constexpr int64_t NUMBERS = 1;  // of an entry
+
+  // The entries of place k in rows from `row` on, 0 where there are fewer.
+  static Lanes across(const Operand& x, int64_t row, int64_t k) {
+    const int64_t rows = std::clamp<int64_t>(x.outer - row, 0, LANES);
+    return rows > 0 ? load(x.numbers<float>() + k * x.step + row, rows) : Lanes(0.f);
+  }
+
+  // The entries of a row from place k on, 0 behind the end.
+  static Lanes along(const Operand& x, int64_t row, int64_t k) {
+    return load(x.numbers<float>() + row * x.step + k, std::min(LANES, x.inner - k));
+  }
+
+  static Lanes multiply_add(float a, const Lanes& b, const Lanes& sum) { return at::vec::fmadd(Lanes(a), b, sum); }
+};
+
+#ifdef MERC_VECTORS_OF_PAIRS
+
+// or pairs of bfloat16, whose products are added up in single precision.
+struct Pairs {
+  static constexpr int64_t NUMBERS = 2;
+
+  static Lanes across(const Operand& x, int64_t row, int64_t k) {
+    const auto line = [&](int64_t place) {
+      const __mmask16 there = place < x.inner ? first(x.outer - row) : 0;
+      const int64_t at = place * x.step + row;
+      const __m256i numbers =
+          x.half ? _mm256_maskz_loadu_epi16(there, x.numbers<at::BFloat16>() + at)
+                 : (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, x.numbers<float>() + at));
+      return _mm512_cvtepu16_epi32(numbers);
+    };
+    return _mm512_castsi512_ps(_mm512_or_si512(line(2 * k), _mm512_slli_epi32(line(2 * k + 1), 16)));
+  }
+
+  static Lanes along(const Operand& x, int64_t row, int64_t k) {
+    const int64_t at = row * x.step + 2 * k, count = x.inner - 2 * k;
+    if (x.half) {
+      const __mmask32 there = static_cast<__mmask32>(count >= 32 ? ~0u : (1u << count) - 1);
+      return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(there, x.numbers<at::BFloat16>() + at));
+    }
+    const __m512 low = _mm512_maskz_loadu_ps(first(count), x.numbers<float>() + at);
+    const __m512 high = _mm512_maskz_loadu_ps(first(count - 16), x.numbers<float>() + at + 16);
+    return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(high, low));
+  }
+
+  static Lanes multiply_add(float a, const Lanes& b, const Lanes& sum) {
+    return _mm512_dpbf16_ps(sum, pairs(Lanes(a)), pairs(b));
+  }
+
+ private:
+  static __m512bh pairs(const Lanes& x) { return (__m512bh)_mm512_castps_si512(x); }
+
+  static __mmask16 first(int64_t count) {
+    return static_cast<__mmask16>(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1);
+  }
+};
+
+#endif
+
+// Copies the entries [from, until) of as many rows as a strip has, from `begin` on; those behind the last row are 0. Up
+// to LANES - 1 entries behind the end are written to.
+template <typename Entries, int64_t STRIP>
 inline void pack(const Operand& x, int64_t begin, int64_t from, int64_t until, float* to) {
   for (int64_t row = begin; row < begin + STRIP; row += LANES, to += LANES) {
-    const int64_t rows = std::clamp<int64_t>(x.outer - row, 0, LANES);
     float* out = to;
+    const int64_t size = x.half ? 2 : 4;
     if (!x.along) {
-      const float* at = x.at + from * x.step + row;
-      for (int64_t k = from; k < until; ++k, at += x.step, out += STRIP)
-        (rows > 0 ? load(at, rows) : Lanes(0.f)).store(out);
+      const char* ahead = static_cast<const char*>(x.at) + (Entries::NUMBERS * (from + 12) * x.step + row) * size;
+      for (int64_t k = from; k < until; ++k, out += STRIP) {
+        for (int64_t i = 0; i < Entries::NUMBERS; ++i, ahead += x.step * size) __builtin_prefetch(ahead);
+        Entries::across(x, row, k).store(out);
+      }
       continue;
     }
-    const float* at = x.at + row * x.step + from;
-    for (int64_t k = from; k < until; k += LANES, at += LANES, out += LANES * STRIP) {
-      const int64_t inner = std::min(LANES, until - k);
-      if (rows == LANES && inner == LANES) {
-        at::vec::transpose_mxn<float, LANES, LANES>(at, x.step, out, STRIP);
-      } else {
-        float there[LANES * LANES] = {};
-        for (int64_t i = 0; i < rows; ++i) std::copy_n(at + i * x.step, inner, there + i * LANES);
-        at::vec::transpose_mxn<float, LANES, LANES>(there, LANES, out, STRIP);
+    const int64_t rows = std::clamp<int64_t>(x.outer - row, 0, LANES);
+    for (int64_t k = from; k < until; k += LANES, out += LANES * STRIP) {
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < Entries::NUMBERS * LANES * size; j += 64)
+          __builtin_prefetch(static_cast<const char*>(x.at) + ((row + i) * x.step + (k + 2 * LANES) * Entries::NUMBERS) * size + j);
+      if (Entries::NUMBERS == 1 && rows == LANES && k + LANES <= x.inner) {
+        at::vec::transpose_mxn<float, LANES, LANES>(x.numbers<float>() + row * x.step + k, x.step, out, STRIP);
+        continue;
       }
+      alignas(64) float there[LANES * LANES] = {};
+      for (int64_t i = 0; i < rows; ++i) Entries::along(x, row + i, k).store(there + i * LANES);
+      at::vec::transpose_mxn<float, LANES, LANES>(there, LANES, out, STRIP);
     }
   }
 }
 
 // Where a block of C belongs.
+template <typename T>
 struct Place {
-  float* to;
+  T* to;
   int64_t step, height, width;  // how much of C lies from here on, maybe more than the block
   bool more;                    // whether the block is added to what is there
 };
 
+inline void write(const Lanes& x, float* to, int64_t count, bool more) { store(to, more ? x + load(to, count) : x, count); }
+
+#ifdef MERC_VECTORS_OF_PAIRS
+inline void write(const Lanes& x, at::BFloat16* to, int64_t count, bool) {
+  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), (__m256i)_mm512_cvtneps_pbh(x));
+}
+#endif
+
 // Every row initial + A B, or C + A B.
-inline void multiply_strips(const float* a, const float* b, int64_t inner, const float* initial, const Place& place) {
+template <typename Entries, typename T>
+inline void multiply_strips(const float* a, const float* b, int64_t inner, const float* initial, const Place<T>& place) {
   Lanes sums[HEIGHT][2];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int64_t i = 0; i < HEIGHT; ++i) {
     sums[i][0] = Lanes::loadu(initial);
     sums[i][1] = Lanes::loadu(initial + LANES);
@@ -73,60 +154,71 @@ inline void multiply_strips(const float* a, const float* b, int64_t inner, const
   for (int64_t k = 0; k < inner; ++k, a += OF_A, b += OF_B) {
     const Lanes left = Lanes::loadu(b), right = Lanes::loadu(b + LANES);
     __builtin_prefetch(a + 16 * OF_A);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int64_t i = 0; i < HEIGHT; ++i) {
-      const Lanes factor(a[i]);
-      sums[i][0] = at::vec::fmadd(factor, left, sums[i][0]);
-      sums[i][1] = at::vec::fmadd(factor, right, sums[i][1]);
+      sums[i][0] = Entries::multiply_add(a[i], left, sums[i][0]);
+      sums[i][1] = Entries::multiply_add(a[i], right, sums[i][1]);
     }
   }
-  const auto write = [&](int64_t i, int64_t half, int64_t count) {
-    float* at = place.to + i * place.step + half * LANES;
-    store(at, place.more ? sums[i][half] + load(at, count) : sums[i][half], count);
+  const auto write_half = [&](int64_t i, int64_t half, int64_t count) {
+    write(sums[i][half], place.to + i * place.step + half * LANES, count, place.more);
   };
   if (place.height >= HEIGHT && place.width >= WIDTH) {
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < HEIGHT; ++i) write(i, 0, LANES), write(i, 1, LANES);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < HEIGHT; ++i) write_half(i, 0, LANES), write_half(i, 1, LANES);
     return;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int64_t i = 0; i < HEIGHT; ++i) {
     if (i >= place.height) break;
-    write(i, 0, std::min(place.width, LANES));
-    if (place.width > LANES) write(i, 1, std::min(place.width - LANES, LANES));
+    write_half(i, 0, std::min(place.width, LANES));
+    if (place.width > LANES) write_half(i, 1, std::min(place.width - LANES, LANES));
   }
 }
 
+// How often inner numbers are packed.
+template <typename Entries>
+inline int64_t parts(int64_t inner) {
+  return std::max<int64_t>(1, ceil_div(inner, Entries::NUMBERS * INNER));
+}
+
+template <typename Entries, typename T>
 inline void compute(const Product& product, const Rectangle& part) {
   thread_local std::vector<float> room(INNER * (COLUMNS + ROWS / HEIGHT * OF_A) + 16);
   float* packed_b = of_line(room);
   float* packed_a = packed_b + INNER * COLUMNS;
   static const float nothing[WIDTH] = {};
-  const auto& [a, b, inner, bias, c, step] = product;
-  const int64_t parts = std::max<int64_t>(1, ceil_div(inner, INNER));
-  const int64_t at_once = rounded_up(std::max<int64_t>(1, ceil_div(inner, parts)), LANES);  // room behind the end
+  const Operand &a = product.a, &b = product.b;
+  const float* bias = product.bias;
+  T* c = static_cast<T*>(product.c);
+  const int64_t inner = ceil_div(a.inner, Entries::NUMBERS), step = product.step;
+  const int64_t at_least = std::max<int64_t>(1, ceil_div(inner, parts<Entries>(a.inner)));
+  const int64_t at_once = rounded_up(at_least, LANES);  // room behind the end
   for (int64_t left = part.left; left < part.right; left += COLUMNS) {
     const int64_t right = std::min(part.right, left + COLUMNS);
     for (int64_t from = 0; from == 0 || from < inner; from += at_once) {
       const int64_t until = std::min(inner, from + at_once);
       const auto strip_of_a = [&](int64_t row) { return packed_a + row / HEIGHT * OF_A * at_once; };
       const auto strip_of_b = [&](int64_t column) { return packed_b + column * at_once; };
-      for (int64_t j = left; j < right; j += WIDTH) pack<OF_B>(b, j, from, until, strip_of_b(j - left));
+      for (int64_t j = left; j < right; j += WIDTH) pack<Entries, OF_B>(b, j, from, until, strip_of_b(j - left));
       for (int64_t top = part.top; top < part.bottom; top += ROWS) {
         const int64_t bottom = std::min(part.bottom, top + ROWS);
-        for (int64_t i = top; i < bottom; i += HEIGHT) pack<OF_A>(a, i, from, until, strip_of_a(i - top));
+        for (int64_t i = top; i < bottom; i += HEIGHT) pack<Entries, OF_A>(a, i, from, until, strip_of_a(i - top));
         for (int64_t j = left; j < right; j += WIDTH)
-          for (int64_t i = top; i < bottom; i += HEIGHT)
-            multiply_strips(strip_of_a(i - top), strip_of_b(j - left), until - from, from > 0 ? nothing : bias + j,
-                            {c + i * step + j, step, a.outer - i, b.outer - j, from > 0});
+          for (int64_t i = top; i < bottom; i += HEIGHT) {
+            const Place<T> place{c + i * step + j, step, a.outer - i, b.outer - j, from > 0};
+            multiply_strips<Entries>(
+                strip_of_a(i - top), strip_of_b(j - left), until - from, from > 0 ? nothing : bias + j, place);
+          }
       }
     }
   }
 }
 
+template <typename Entries, typename T>
 inline void compute(const Product& product) {
   const auto packed = [](int64_t height, int64_t width) { return height * ceil_div(width, COLUMNS) + width; };
-  in_rectangles(product, HEIGHT, WIDTH, packed, [&](const Rectangle& part) { compute(product, part); });
+  in_rectangles(product, HEIGHT, WIDTH, packed, [&](const Rectangle& part) { compute<Entries, T>(product, part); });
 }
 
 }  // namespace vector_units

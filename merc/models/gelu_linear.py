@@ -10,8 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from merc.kernels import drops, native
 from merc.models.dropout import Dropout
-from merc.models.linear import Linear, linear, product
-from merc.models.precision import lower_precision
+from merc.models.linear import Linear, linear, product, ready_to_multiply
 
 Approximation = Literal["none", "tanh"]
 
@@ -49,7 +48,7 @@ def gelu_linear(
     x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor, dropout: float, approximate: Approximation, gain: float
 ) -> Tensor:
     """What :class:`GeluLinear` does: (N, I) → (N, O)."""
-    x_NI, weight_OI, bias_O = operands = lower_precision(x_NI, weight_OI, bias_O)
+    x_NI, weight_OI, bias_O = operands = ready_to_multiply(x_NI, weight_OI, bias_O)
     if native(*operands):
         settings = (gain, approximate == "tanh", *drops(dropout))
         return cast(Tensor, _GeluLinear.apply(*operands, settings))  # type: ignore[no-untyped-call]
@@ -74,9 +73,11 @@ class _GeluLinear(Function):
         x_NI, weight_OI = ctx.saved_tensors
         of_x, of_weight, of_bias, _ = ctx.needs_input_grad
         # What is computed again for the weight is gone before there is a gradient of the input.
-        of_weight_OI = product(of_out_NO.T, torch.ops.merc.gelu(x_NI, *ctx.settings)) if of_weight else None
+        of_weight_OI = None
+        if of_weight:
+            of_weight_OI = product(of_out_NO.T, torch.ops.merc.gelu(x_NI, *ctx.settings), weight_OI.dtype)
         of_x_NI = None
         if of_x:
-            of_x_NI = product(of_out_NO, weight_OI).contiguous()
+            of_x_NI = product(of_out_NO, weight_OI, x_NI.dtype).contiguous()
             torch.ops.merc.gelu_backward(of_x_NI, x_NI, *ctx.settings)
-        return of_x_NI, of_weight_OI, of_out_NO.sum(0) if of_bias else None, None
+        return of_x_NI, of_weight_OI, of_out_NO.sum(0, dtype=weight_OI.dtype) if of_bias else None, None

@@ -1,11 +1,12 @@
 """Linear maps at the speed of the processor.
 
-PyTorch leaves exact products in single precision to the BLAS that it was built with, MKL in its wheels for x86. Three
-things are faster. Where a processor has matrix units, they can be made to compute in single precision, or as exactly as
-:func:`torch.set_float32_matmul_precision` asks for (``merc/kernels/matrix_units.h``). On processors of another maker
-than Intel, MKL wastes a tenth of vectors of eight numbers (``merc/kernels/vector_units.h``), and half of those of
-sixteen. With the latter oneDNN is faster, which PyTorch has for convolutions: a convolution whose kernel is one pixel,
-over an image of one row whose pixels are the utterances, is the same product.
+PyTorch leaves exact products in single precision to the BLAS that it was built with, MKL in its wheels for x86, and
+those of bfloat16 to oneDNN. Two things are faster. Where a processor has matrix units, they can be made to compute in
+single precision, or as exactly as :func:`torch.set_float32_matmul_precision` asks for (``merc/kernels/matrix_units.h``).
+On processors of another maker than Intel, MKL wastes a tenth of what vectors can do or more, and oneDNN wants weights in
+bfloat16 and a kernel for every shape (``merc/kernels/vector_units.h``). Where merc's operators cannot be compiled and
+MKL wastes half, oneDNN is faster, which PyTorch has for convolutions: a convolution whose kernel is one pixel, over an
+image of one row whose pixels are the utterances, is the same product.
 
 N rows of I channels become rows of O channels.
 """
@@ -24,9 +25,10 @@ from torch.autograd.function import once_differentiable
 
 from merc.kernels import native
 from merc.models.plain import plain_form
-from merc.models.precision import multiplies_bfloat16
+from merc.models.precision import lower_precision, multiplies_bfloat16
 
 WORTHWHILE = 2**24  # multiplications below which anything but the BLAS costs more to set up than it saves
+WORTHWHILE_LOWERED = 2**18  # likewise in bfloat16, for whose products PyTorch converts weights and has kernels compiled
 
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 """Whether oneDNN may be faster than the BLAS; on AMD's processors without AVX-512 it is slower, most for few rows."""
@@ -60,66 +62,81 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """X Wᵀ + b, as ``F.linear``: (..., I) → (..., O)."""
+    """X Wᵀ + b, as ``F.linear``, under autocast too: (..., I) → (..., O)."""
     engine = _engine(x, weight_OI)
     if engine is Engine.PYTORCH:
         return F.linear(x, weight_OI, bias_O)
-    out_NO = cast(Tensor, _Linear.apply(x.flatten(0, -2), weight_OI, bias_O, engine))  # type: ignore[no-untyped-call]
+    inputs = (x.flatten(0, -2), weight_OI, bias_O, engine, _dtype_of_product(x, weight_OI))
+    out_NO = cast(Tensor, _Linear.apply(*inputs))  # type: ignore[no-untyped-call]
     return out_NO.unflatten(0, x.shape[:-1])
 
 
-def product(x_NI: Tensor, weight_IO: Tensor) -> Tensor:
-    """X W: (N, I) → (N, O)."""
+def product(x_NI: Tensor, weight_IO: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """X W, of a dtype or of the one that PyTorch gives it: (N, I) → (N, O)."""
     engine = _engine(x_NI, weight_IO)
     if engine is Engine.PYTORCH:
-        return x_NI @ weight_IO
-    return cast(Tensor, _Product.apply(x_NI, weight_IO, engine))  # type: ignore[no-untyped-call]
+        out_NO = _multiplied(x_NI, weight_IO)
+        return out_NO if dtype is None else out_NO.to(dtype)
+    dtype = dtype or _dtype_of_product(x_NI, weight_IO)
+    return cast(Tensor, _Product.apply(x_NI, weight_IO, engine, dtype))  # type: ignore[no-untyped-call]
 
 
 def multiply(a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> None:
     """Write A B where it belongs; without a gradient."""
     engine = _engine(a_NI, b_IO)
-    if engine is Engine.PYTORCH:
-        torch.mm(a_NI, b_IO, out=out_NO)
-    elif engine is Engine.MERC:
+    if engine is Engine.MERC:
         torch.ops.merc.product_out(a_NI, b_IO, out_NO)
-    elif b_IO.is_contiguous():
-        out_NO.copy_(_times(a_NI, b_IO, engine))
+    elif engine is Engine.ONEDNN and b_IO.is_contiguous():
+        out_NO.copy_(_times(a_NI, b_IO, engine, out_NO.dtype))
+    elif engine is Engine.ONEDNN:
+        out_NO.copy_(_times_transposed(a_NI, b_IO.T, engine, out_NO.dtype))
+    elif a_NI.dtype == b_IO.dtype == out_NO.dtype:
+        torch.mm(a_NI, b_IO, out=out_NO)
     else:
-        out_NO.copy_(_times_transposed(a_NI, b_IO.T, engine))
+        out_NO.copy_(_multiplied(a_NI, b_IO))
+
+
+def ready_to_multiply(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Rows and weights in the precision in which autocast has them multiplied; unchanged where there is no autocast.
+
+    Weights stay in single precision where the products with the first of them take such.
+    """
+    (x,) = lower_precision(x)
+    return (x, *weights) if _engine(x, weights[0]) is Engine.MERC else (x, *lower_precision(*weights))
 
 
 def compiled_for_each_shape(device: torch.device) -> bool:
     """Whether large products are oneDNN's, which compiles them anew for every number of rows: best there are few."""
     if device.type != "cpu":
         return False
-    if torch.is_autocast_enabled("cpu"):
-        return multiplies_bfloat16(device)
-    engine = _engine_of_large()
-    return engine is Engine.ONEDNN or (engine is Engine.PYTORCH and _rounded())
+    lowered = torch.is_autocast_enabled("cpu")
+    engine = _engine_of_large(lowered)
+    rounded = _rounded() or (lowered and multiplies_bfloat16(device))
+    return engine is Engine.ONEDNN or (engine is Engine.PYTORCH and rounded)
 
 
 def _engine(x: Tensor, weight: Tensor) -> Engine:
-    """What computes a product in single precision on the CPU if it is large enough; PyTorch has all others."""
-    ours = (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not plain_form()
-        and not torch.is_autocast_enabled("cpu")
-        and x.shape[:-1].numel() * weight.numel() >= WORTHWHILE
-    )
-    return _engine_of_large() if ours else Engine.PYTORCH
-
-
-def _engine_of_large() -> Engine:
-    units = _units() if native() else ""
-    if units == "matrix":
-        return Engine.MERC
-    if BLAS_AT_HOME or _rounded():
+    """What computes a product on the CPU if that is worthwhile, or if it is of two precisions; PyTorch has all others."""
+    dtypes = {x.dtype, weight.dtype}
+    if x.device.type != "cpu" or plain_form() or not dtypes <= {torch.float32, torch.bfloat16}:
         return Engine.PYTORCH
-    if units == "vector":
+    mixed = len(dtypes) > 1
+    if torch.is_autocast_enabled("cpu"):
+        dtypes.add(torch.get_autocast_dtype("cpu"))
+    lowered = torch.bfloat16 in dtypes
+    worthwhile = mixed or x.shape[:-1].numel() * weight.numel() >= (WORTHWHILE_LOWERED if lowered else WORTHWHILE)
+    return _engine_of_large(lowered) if worthwhile and torch.float16 not in dtypes else Engine.PYTORCH
+
+
+def _engine_of_large(lowered: bool) -> Engine:
+    """What computes large products of single precision, or of bfloat16 where autocast has ``lowered`` it."""
+    units = _units() if native() else ""
+    rounded = lowered or _rounded()
+    if units == "matrix" and not lowered:
         return Engine.MERC
-    return Engine.ONEDNN if ONEDNN else Engine.PYTORCH
+    if units == "vector" and not BLAS_AT_HOME and (_multiplies_bfloat16() or not rounded):
+        return Engine.MERC
+    return Engine.ONEDNN if ONEDNN and not BLAS_AT_HOME and not rounded else Engine.PYTORCH
 
 
 def _rounded() -> bool:
@@ -133,56 +150,79 @@ def _units() -> str:
     return str(torch.ops.merc.units())
 
 
+@cache
+def _multiplies_bfloat16() -> bool:
+    """Whether merc's operators, which must be loaded, have vectors for bfloat16."""
+    return bool(torch.ops.merc.multiplies_bfloat16())
+
+
+def _dtype_of_product(x: Tensor, weight: Tensor) -> torch.dtype:
+    lowered = torch.is_autocast_enabled("cpu") or torch.bfloat16 in (x.dtype, weight.dtype)
+    return torch.bfloat16 if lowered else torch.float32
+
+
+def _multiplied(a_NI: Tensor, b_IO: Tensor) -> Tensor:
+    """A B by PyTorch, in the lower of two precisions."""
+    lower = min(a_NI.dtype, b_IO.dtype, key=lambda dtype: dtype.itemsize)
+    return a_NI.to(lower) @ b_IO.to(lower)
+
+
 class _Linear(Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, engine: Engine) -> Tensor:
+    def forward(
+        ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, engine: Engine, dtype: torch.dtype
+    ) -> Tensor:
         ctx.engine = engine
         ctx.save_for_backward(x_NI, weight_OI)
-        return _times_transposed(x_NI, weight_OI, engine, bias_O)
+        return _times_transposed(x_NI, weight_OI, engine, dtype, bias_O)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_OI = ctx.saved_tensors
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
         return (
-            _times(of_out_NO, weight_OI, ctx.engine) if of_x else None,
-            _times(of_out_NO.T, x_NI, ctx.engine) if of_weight else None,
-            of_out_NO.sum(0) if of_bias else None,
+            _times(of_out_NO, weight_OI, ctx.engine, x_NI.dtype) if of_x else None,
+            _times(of_out_NO.T, x_NI, ctx.engine, weight_OI.dtype) if of_weight else None,
+            of_out_NO.sum(0, dtype=weight_OI.dtype) if of_bias else None,
+            None,
             None,
         )
 
 
 class _Product(Function):
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_IO: Tensor, engine: Engine) -> Tensor:
+    def forward(ctx: Any, x_NI: Tensor, weight_IO: Tensor, engine: Engine, dtype: torch.dtype) -> Tensor:
         ctx.engine = engine
         ctx.save_for_backward(x_NI, weight_IO)
-        return _times(x_NI, weight_IO, engine)
+        return _times(x_NI, weight_IO, engine, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_IO = ctx.saved_tensors
-        of_x, of_weight, _ = ctx.needs_input_grad
+        of_x, of_weight, *_ = ctx.needs_input_grad
         return (
-            _times_transposed(of_out_NO, weight_IO, ctx.engine) if of_x else None,
-            _times(x_NI.T, of_out_NO, ctx.engine) if of_weight else None,
+            _times_transposed(of_out_NO, weight_IO, ctx.engine, x_NI.dtype) if of_x else None,
+            _times(x_NI.T, of_out_NO, ctx.engine, weight_IO.dtype) if of_weight else None,
+            None,
             None,
         )
 
 
-def _times(a_NI: Tensor, b_IO: Tensor, engine: Engine) -> Tensor:
+def _times(a_NI: Tensor, b_IO: Tensor, engine: Engine, dtype: torch.dtype) -> Tensor:
     """A B."""
     if engine is Engine.MERC:
-        return cast(Tensor, torch.ops.merc.product(a_NI, b_IO, None))
+        return cast(Tensor, torch.ops.merc.product(a_NI, b_IO, None, dtype == torch.bfloat16))
     return _rows(F.conv_transpose2d(_image(a_NI), b_IO[..., None, None]))
 
 
-def _times_transposed(a_NI: Tensor, b_OI: Tensor, engine: Engine, bias_O: Tensor | None = None) -> Tensor:
+def _times_transposed(
+    a_NI: Tensor, b_OI: Tensor, engine: Engine, dtype: torch.dtype, bias_O: Tensor | None = None
+) -> Tensor:
     """A Bᵀ + b."""
     if engine is Engine.MERC:
-        return cast(Tensor, torch.ops.merc.product(a_NI, b_OI.T, bias_O))
+        return cast(Tensor, torch.ops.merc.product(a_NI, b_OI.T, bias_O, dtype == torch.bfloat16))
     return _rows(F.conv2d(_image(a_NI), b_OI[..., None, None], bias_O))
 
 

@@ -11,8 +11,7 @@ from merc.models.gelu_linear import GeluLinear
 from merc.models.graphs.banded import attention_band, ends, receive, receive_mapped, relation_scores
 from merc.models.graphs.neighbourhood import Relation, RelationGraph
 from merc.models.head_norm import head_norm_gelu
-from merc.models.linear import Linear, product
-from merc.models.precision import lower_precision
+from merc.models.linear import Linear, product, ready_to_multiply
 
 RELATION_DIM = 10
 GAIN = 1.414
@@ -83,7 +82,7 @@ class GraphAttention(nn.Module):
 
     def aggregate(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, I) → (N, H, D): every head's sum of W x_j over the sources j, weighted by its attention."""
-        x_NI, weight_HID = lower_precision(x_NI, self.weight)
+        x_NI, weight_HID = ready_to_multiply(x_NI, self.weight)
         heads, in_dim, out_dim = weight_HID.shape
         if in_dim > out_dim:  # W first, then the sum: of two orders the one that moves the narrower rows
             z_NHD = product(x_NI, weight_HID.transpose(0, 1).flatten(1)).unflatten(1, (heads, out_dim))
