@@ -17,6 +17,8 @@ struct Operand {
     return static_cast<const T*>(at);
   }
 
+  int64_t size() const { return half ? 2 : 4; }  // of a number, in bytes
+
   const void* at;
   bool half;  // of bfloat16, not of single precision
   int64_t outer, inner;

@@ -42,9 +42,9 @@ inline bool try_to_compute_rounded([[maybe_unused]] const Product& product) {
 #endif
 }
 
-// Computes a product by these units; false if they cannot, as matrix units cannot what is not finite.
-inline bool try_to_compute([[maybe_unused]] const Product& product) {
-  if (product.a.half || product.b.half || product.half) return try_to_compute_rounded(product);
+// Computes a product by these units, of numbers that are rounded to bfloat16 if it says so; false if they cannot, as matrix units cannot what is not finite.
+inline bool try_to_compute([[maybe_unused]] const Product& product, bool rounded) {
+  if (rounded) return try_to_compute_rounded(product);
 #if defined(MERC_MATRIX_UNITS)
   return matrix_units::allowed() && matrix_units::compute_as_exactly_as_asked(product);
 #elif defined(MERC_VECTOR_UNITS)
@@ -77,12 +77,14 @@ inline void check_product(const Tensor& a, const Tensor& b) {
 // Rows or columns whose numbers lie together.
 inline Tensor readable(const Tensor& x) { return x.stride(0) == 1 || x.stride(1) == 1 ? x : x.contiguous(); }
 
-// Writes A B + bias to `out`, rows of numbers that lie together.
+// Writes A B + bias to `out`, rows of numbers that lie together. If it or a factor is of bfloat16, A and B are rounded.
 inline void multiply_into(const Tensor& a_, const Tensor& b_, const std::optional<Tensor>& bias, Tensor out) {
   if (out.numel() == 0) return;
-  if (out.scalar_type() == at::kBFloat16 && a_.size(1) > most_at_once()) {  // sums of sums would be rounded, too
+  const auto half = [](const Tensor& x) { return x.scalar_type() == at::kBFloat16; };
+  const bool rounded = half(a_) || half(b_) || half(out);
+  if (half(out) && a_.size(1) > most_at_once()) {  // sums of sums would be rounded, too
     Tensor exact = at::empty(out.sizes(), out.options().dtype(at::kFloat));
-    multiply_into(a_, b_, bias, exact);
+    multiply_into(a_.to(at::kBFloat16), b_, bias, exact);
     out.copy_(exact);
     return;
   }
@@ -92,7 +94,7 @@ inline void multiply_into(const Tensor& a_, const Tensor& b_, const std::optiona
     const Tensor together = bias->to(at::kFloat).contiguous();
     std::copy_n(together.const_data_ptr<float>(), together.numel(), added.begin());
   }
-  if (try_to_compute({a, b, added.data(), out})) return;
+  if (try_to_compute({a, b, added.data(), out}, rounded)) return;
   bias ? at::addmm_out(out, *bias, a_, b_) : at::mm_out(out, a_, b_);
 }
 

@@ -30,7 +30,7 @@ constexpr int64_t HEIGHT = LANES == 8 ? 6 : 14, WIDTH = 2 * LANES;
 constexpr int64_t OF_A = LANES, OF_B = WIDTH;  // how many entries a strip has for each inner one; of A's two are spare
 static_assert(HEIGHT <= OF_A && BIAS_UNIT % WIDTH == 0);
 // What is packed at a time: inner entries, at most; rows of A; columns of B.
-constexpr int64_t INNER = 256, ROWS = 96 / HEIGHT * HEIGHT, COLUMNS = 1024;
+constexpr int64_t INNER = LANES == 8 ? 256 : 512, ROWS = 96 / HEIGHT * HEIGHT, COLUMNS = LANES == 8 ? 1024 : 512;
 
 // What strips consist of, entries of four bytes each: numbers of single precision,
 struct Singles {
@@ -93,26 +93,33 @@ struct Pairs {
 
 #endif
 
+// Asks for the memory of the entries of a place, or of LANES places, in rows from `row` on.
+template <typename Entries>
+inline void prefetch(const Operand& x, int64_t row, int64_t k) {
+  constexpr int64_t LINE = 64;
+  const int64_t numbers = Entries::NUMBERS * (x.along ? LANES : 1), lines = x.along ? LANES : numbers;
+  const int64_t first = x.along ? row * x.step + k * Entries::NUMBERS : k * numbers * x.step + row;
+  const char* at = static_cast<const char*>(x.at) + first * x.size();
+  for (int64_t i = 0; i < lines; ++i, at += x.step * x.size())
+    for (int64_t byte = 0; byte < (x.along ? numbers * x.size() : 1); byte += LINE) __builtin_prefetch(at + byte);
+}
+
 // Copies the entries [from, until) of as many rows as a strip has, from `begin` on; those behind the last row are 0. Up
 // to LANES - 1 entries behind the end are written to.
 template <typename Entries, int64_t STRIP>
 inline void pack(const Operand& x, int64_t begin, int64_t from, int64_t until, float* to) {
   for (int64_t row = begin; row < begin + STRIP; row += LANES, to += LANES) {
     float* out = to;
-    const int64_t size = x.half ? 2 : 4;
     if (!x.along) {
-      const char* ahead = static_cast<const char*>(x.at) + (Entries::NUMBERS * (from + 12) * x.step + row) * size;
       for (int64_t k = from; k < until; ++k, out += STRIP) {
-        for (int64_t i = 0; i < Entries::NUMBERS; ++i, ahead += x.step * size) __builtin_prefetch(ahead);
+        prefetch<Entries>(x, row, k + 12);
         Entries::across(x, row, k).store(out);
       }
       continue;
     }
     const int64_t rows = std::clamp<int64_t>(x.outer - row, 0, LANES);
     for (int64_t k = from; k < until; k += LANES, out += LANES * STRIP) {
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < Entries::NUMBERS * LANES * size; j += 64)
-          __builtin_prefetch(static_cast<const char*>(x.at) + ((row + i) * x.step + (k + 2 * LANES) * Entries::NUMBERS) * size + j);
+      prefetch<Entries>(x, row, k + 2 * LANES);
       if (Entries::NUMBERS == 1 && rows == LANES && k + LANES <= x.inner) {
         at::vec::transpose_mxn<float, LANES, LANES>(x.numbers<float>() + row * x.step + k, x.step, out, STRIP);
         continue;
@@ -217,7 +224,10 @@ inline void compute(const Product& product, const Rectangle& part) {
 
 template <typename Entries, typename T>
 inline void compute(const Product& product) {
-  const auto packed = [](int64_t height, int64_t width) { return height * ceil_div(width, COLUMNS) + width; };
+  const int64_t of_a = product.a.size(), of_b = product.b.size();
+  const auto packed = [=](int64_t height, int64_t width) {
+    return height * of_a * ceil_div(width, COLUMNS) + width * of_b;
+  };
   in_rectangles(product, HEIGHT, WIDTH, packed, [&](const Rectangle& part) { compute<Entries, T>(product, part); });
 }
 

@@ -2,11 +2,12 @@
 
 PyTorch leaves exact products in single precision to the BLAS that it was built with, MKL in its wheels for x86, and
 those of bfloat16 to oneDNN. Two things are faster. Where a processor has matrix units, they can be made to compute in
-single precision, or as exactly as :func:`torch.set_float32_matmul_precision` asks for (``merc/kernels/matrix_units.h``).
-On processors of another maker than Intel, MKL wastes a tenth of what vectors can do or more, and oneDNN wants weights in
-bfloat16 and a kernel for every shape (``merc/kernels/vector_units.h``). Where merc's operators cannot be compiled and
-MKL wastes half, oneDNN is faster, which PyTorch has for convolutions: a convolution whose kernel is one pixel, over an
-image of one row whose pixels are the utterances, is the same product.
+single precision, or as exactly as :func:`torch.set_float32_matmul_precision` asks for
+(``merc/kernels/matrix_units.h``). On processors of another maker than Intel, MKL leaves a tenth of what vectors can do,
+more with few rows, and oneDNN takes weights in bfloat16 and compiles a kernel for every shape
+(``merc/kernels/vector_units.h``). There, without a compiler, oneDNN is faster than MKL if vectors have sixteen numbers.
+PyTorch has it for convolutions: a convolution whose kernel is one pixel, over an image of one row whose pixels are the
+utterances, is the same product.
 
 N rows of I channels become rows of O channels.
 """
@@ -116,7 +117,7 @@ def compiled_for_each_shape(device: torch.device) -> bool:
 
 
 def _engine(x: Tensor, weight: Tensor) -> Engine:
-    """What computes a product on the CPU if that is worthwhile, or if it is of two precisions; PyTorch has all others."""
+    """What computes a product on the CPU that is large enough, or of two precisions; PyTorch has all others."""
     dtypes = {x.dtype, weight.dtype}
     if x.device.type != "cpu" or plain_form() or not dtypes <= {torch.float32, torch.bfloat16}:
         return Engine.PYTORCH

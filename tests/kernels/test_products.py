@@ -16,8 +16,8 @@ LAYOUTS = st.sampled_from(["rows", "columns", "part of wider rows", "every other
 SIZES = st.one_of(st.integers(0, 70), st.sampled_from([96, 342, 512, 513, 800, 1300]))
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    out: Tensor = torch.ops.merc.product(a, b, bias)
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, half: bool = False) -> Tensor:
+    out: Tensor = torch.ops.merc.product(a, b, bias, half)
     return out
 
 
@@ -137,7 +137,6 @@ def error(precision: str, a: Tensor, b: Tensor) -> float:
     return float(((product(a, b).double() - a_ @ b_).abs() / (a_.abs() @ b_.abs())).max())
 
 
-@ON_MATRIX_UNITS
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 900), inner=SIZES.filter(bool), columns=SIZES.filter(bool), layout=LAYOUTS)
 def test_as_exact_as_pytorch_is_told_to_be(rows: int, inner: int, columns: int, layout: str) -> None:
@@ -155,6 +154,77 @@ def test_fewer_products_are_less_exact() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(90, 128), torch.randn(128, 90)
     assert error("medium", a, b) > 2.0**-12 > 2.0**-17 > error("high", a, b) > 2.0**-21 > error("highest", a, b)
+
+
+ROUNDED = pytest.mark.skipif(
+    not (loaded() and torch.ops.merc.multiplies_bfloat16()), reason="this processor has no vectors for bfloat16"
+)
+
+
+@ROUNDED
+@pytest.mark.parametrize("inner", [*range(1, 70), 1023, 1024, 1025, 2500])
+def test_any_number_of_inner_numbers_of_bfloat16(inner: int) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(150, inner).bfloat16(), torch.randn(inner, 80).bfloat16()
+    assert_as_exact_as_single_precision(product(a, b), a, b)
+
+
+@ROUNDED
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(SIZES, st.one_of(SIZES, st.just(1100)), SIZES),
+    layouts=st.tuples(LAYOUTS, LAYOUTS),
+    halves=st.tuples(st.booleans(), st.booleans(), st.booleans()).filter(any),
+    bias=st.booleans(),
+)
+def test_bfloat16_of_any_shape_and_layout(
+    shape: tuple[int, int, int], layouts: tuple[str, str], halves: tuple[bool, bool, bool], bias: bool
+) -> None:
+    torch.manual_seed(0)
+    rows, inner, columns = shape
+    a, b = lying(layouts[0], rows, inner), lying(layouts[1], inner, columns)
+    added = torch.randn(columns) if bias else None
+    # What is multiplied is rounded in any case.
+    a_, b_ = a.bfloat16().double(), b.bfloat16().double()
+    factors = (a.bfloat16() if halves[0] else a, b.bfloat16() if halves[1] else b)
+    ours = product(*factors, added, halves[2])
+    assert ours.dtype == (torch.bfloat16 if halves[2] else torch.float32)
+    exact = a_ @ b_ + (added.double() if added is not None else 0.0)
+    bound = (a_.abs() @ b_.abs() + 4) * 2.0**-24 * (4 + inner**0.5) + 1e-30
+    if halves[2]:
+        bound = bound + (exact.abs() + bound) * 2.0**-8
+    assert ((ours.double() - exact).abs() <= bound).all()
+
+
+@ROUNDED
+def test_a_part_of_wider_rows_of_bfloat16() -> None:
+    torch.manual_seed(0)
+    wide, b, out = torch.randn(130, 3, 601).bfloat16(), torch.randn(601, 70), torch.zeros(130, 3, 70).bfloat16()
+    torch.ops.merc.product_out(wide[:, 1], b, out[:, 1])
+    expected = (wide[:, 1].double() @ b.bfloat16().double()).bfloat16()
+    torch.testing.assert_close(out[:, 1], expected, rtol=2.0**-7, atol=1e-4)
+    assert not out[:, [0, 2]].any()
+    of_weight = product(wide[:, 1].T, expected)
+    torch.testing.assert_close(of_weight, (wide[:, 1].double().T @ expected.double()).float(), rtol=1e-4, atol=1e-2)
+
+
+@ROUNDED
+@pytest.mark.parametrize("strange", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("half", [False, True])
+def test_bfloat16_that_is_not_finite_comes_out_as_it_must(strange: float, half: bool) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(40, 70).bfloat16(), torch.randn(70, 45)
+    a[38, 44] = strange
+    expected = a.float() @ b.bfloat16().float()
+    torch.testing.assert_close(product(a, b, None, half).float(), expected, equal_nan=True, rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.skipif(not loaded() or torch.ops.merc.multiplies_bfloat16(), reason="this processor multiplies bfloat16")
+def test_bfloat16_is_refused_where_nothing_multiplies_it() -> None:
+    with pytest.raises(RuntimeError, match="bfloat16"):
+        product(torch.zeros(3, 4).bfloat16(), torch.zeros(4, 5))
+    with pytest.raises(RuntimeError, match="bfloat16"):
+        product(torch.zeros(3, 4), torch.zeros(4, 5), None, True)
 
 
 @pytest.mark.parametrize("strange", [float("inf"), float("-inf"), float("nan"), 3.4e38])

@@ -39,7 +39,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """What computes products of any size; merc's operators leave them to the BLAS where they have no units for them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WORTHWHILE", 0)
-        patch.setattr(module, "_engine_of_large", lambda: request.param)
+        patch.setattr(module, "_engine_of_large", lambda lowered: request.param)
         yield request.param
 
 
@@ -84,40 +84,53 @@ class TestEngines:
         assert layer.bias.grad is not None
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("units", ["matrix", "vector", ""])
 @pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("at_home", [False, True])
-def test_what_computes_large_products(monkeypatch: pytest.MonkeyPatch, at_home: bool, onednn: bool, units: str) -> None:
+def test_what_computes_large_products(
+    monkeypatch: pytest.MonkeyPatch, at_home: bool, onednn: bool, units: str, halves: bool
+) -> None:
     monkeypatch.setattr(module, "BLAS_AT_HOME", at_home)
     monkeypatch.setattr(module, "ONEDNN", onednn)
     monkeypatch.setattr(module, "_units", lambda: units)
+    monkeypatch.setattr(module, "_multiplies_bfloat16", lambda: halves)
     monkeypatch.setattr(module, "multiplies_bfloat16", lambda _: onednn)
     large, small = torch.randn(700, 160), torch.randn(3, 160)
     weight = torch.randn(160, 160)
     without = Engine.ONEDNN if onednn and not at_home else Engine.PYTORCH
-    ours = loaded() and (units == "matrix" or (units == "vector" and not at_home))
-    expected = Engine.MERC if ours else without
+    vectors = loaded() and units == "vector" and not at_home
+    expected = Engine.MERC if vectors or (loaded() and units == "matrix") else without
+    lowered = Engine.MERC if vectors and halves else Engine.PYTORCH
     assert module._engine(large, weight) is expected
+    assert module._engine(large.bfloat16(), weight) is lowered
+    assert module._engine(large.bfloat16(), weight.bfloat16()) is lowered
     assert module.compiled_for_each_shape(large.device) == (expected is Engine.ONEDNN)
     with pytorch_alone():
         assert module._engine(large, weight) is without
     with torch.autocast("cpu", torch.bfloat16):
+        assert module._engine(large, weight) is lowered
+        assert module._engine(small, weight) is Engine.PYTORCH
+        assert module._engine(small.bfloat16(), weight) is lowered  # PyTorch would convert the weight
+        assert module.compiled_for_each_shape(large.device) == (onednn and lowered is Engine.PYTORCH)
+    with torch.autocast("cpu", torch.float16):
         assert module._engine(large, weight) is Engine.PYTORCH
-        assert module.compiled_for_each_shape(large.device) == onednn
     assert module._engine(small, weight) is Engine.PYTORCH
     assert module._engine(large.double(), weight.double()) is Engine.PYTORCH
 
 
-def test_what_computes_products_of_rounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("units", ["matrix", "vector", ""])
+def test_what_computes_products_of_rounded_numbers(monkeypatch: pytest.MonkeyPatch, units: str, halves: bool) -> None:
     monkeypatch.setattr(module, "ONEDNN", True)
     monkeypatch.setattr(module, "BLAS_AT_HOME", False)
     monkeypatch.setattr(module, "_rounded", lambda: True)
+    monkeypatch.setattr(module, "_units", lambda: units)
+    monkeypatch.setattr(module, "_multiplies_bfloat16", lambda: halves)
+    ours = loaded() and (units == "matrix" or (units == "vector" and halves))
     large, weight = torch.randn(700, 160), torch.randn(160, 160)
-    for units in ("", "vector", "matrix"):
-        monkeypatch.setattr(module, "_units", lambda units=units: units)
-        ours = units == "matrix" and loaded()
-        assert module._engine(large, weight) is (Engine.MERC if ours else Engine.PYTORCH)
-        assert module.compiled_for_each_shape(large.device) == (not ours)
+    assert module._engine(large, weight) is (Engine.MERC if ours else Engine.PYTORCH)
+    assert module.compiled_for_each_shape(large.device) == (not ours)
 
 
 def test_products_are_rounded_where_onednn_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,12 +160,50 @@ def test_gradients_of_large_products_lie_in_one_piece() -> None:
         assert gradient.is_contiguous()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_are_left_to_pytorch(dtype: torch.dtype) -> None:
+def test_double_precision_is_left_to_pytorch() -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(800, 256, dtype=dtype), torch.randn(256, 256, dtype=dtype)
+    x, weight = torch.randn(800, 256).double(), torch.randn(256, 256).double()
     assert torch.equal(linear(x, weight), F.linear(x, weight))
     assert torch.equal(product(x, weight), x @ weight)
+
+
+def assert_close_for_bfloat16(ours: Tensor, exact: Tensor) -> None:
+    """As close as rounding what is multiplied, what comes out and its gradient leaves it."""
+    assert (ours.double() - exact).abs().max() <= 0.02 * exact.abs().max()
+
+
+@pytest.mark.parametrize("rows", [2, 700])
+@pytest.mark.parametrize("x_half", [False, True])
+@pytest.mark.parametrize("w_half", [False, True])
+def test_under_autocast_every_product_is_of_bfloat16(rows: int, x_half: bool, w_half: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(rows, 1200) / 35, torch.randn(160, 1200), torch.randn(160)
+    inputs = (x.bfloat16() if x_half else x, weight.bfloat16() if w_half else weight, bias)
+    inputs = tuple(i.requires_grad_() for i in inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, without_bias = linear(*inputs), product(inputs[0], inputs[1].T)
+    assert out.dtype == without_bias.dtype == torch.bfloat16
+    exact = [i.detach().double().requires_grad_() for i in inputs]
+    assert_close_for_bfloat16(out, F.linear(*exact))
+    assert_close_for_bfloat16(without_bias, exact[0] @ exact[1].T)
+    weights = torch.randn(rows, 160).double()
+    ours = torch.autograd.grad(((out + without_bias) * weights.bfloat16()).sum(), inputs)
+    theirs = torch.autograd.grad(((F.linear(*exact) + exact[0] @ exact[1].T) * weights).sum(), exact)
+    for gradient, other, x in zip(ours, theirs, inputs, strict=True):
+        assert gradient.dtype == x.dtype
+        assert_close_for_bfloat16(gradient, other)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [2, 700])
+def test_factors_of_two_precisions(rows: int, out_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(rows, 160).bfloat16(), torch.randn(160, 160)
+    exact, out = a.double() @ b.double(), torch.empty(rows, 160, dtype=out_dtype)
+    multiply(a, b, out)
+    assert_close_for_bfloat16(out, exact)
+    assert_close_for_bfloat16(product(a, b, out_dtype), exact)
+    assert product(a, b, out_dtype).dtype == out_dtype
 
 
 def test_under_autocast_precision_is_lowered() -> None:
