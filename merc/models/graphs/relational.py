@@ -91,7 +91,7 @@ class GraphAttention(nn.Module):
             return _beside([receive(attention, z_ND, graph).squeeze(1) for attention, z_ND in per_head])
         # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
         per_channel_IM2, weight_IHD = self.scores.ends(weight_HID.transpose(0, 1))
-        ends_NM2 = (x_NI @ per_channel_IM2.flatten(1)).unflatten(1, (-1, 2))
+        ends_NM2 = product(x_NI, per_channel_IM2.flatten(1), per_channel_IM2.dtype).unflatten(1, (-1, 2))
         return receive_mapped(self.attention(ends_NM2, graph), x_NI, weight_IHD.transpose(0, 1), graph)
 
     def attention(self, ends_NM2: Tensor, graph: RelationGraph) -> Tensor:
