@@ -33,7 +33,7 @@ class Mask {
     const float scale = scale_;
     for (int64_t i = 0; i < n; i += CHUNK) {
       const int64_t count = std::min<int64_t>(CHUNK, n - i);
-      fill(words, static_cast<uint32_t>((start + i) / 4));
+      fill(words, static_cast<uint32_t>((start + i) / 4), static_cast<uint32_t>((count + 63) / 64 * 16));
       std::memcpy(bytes, words, CHUNK);
 #pragma omp simd
       for (int64_t j = 0; j < count; ++j) {
@@ -47,10 +47,10 @@ class Mask {
   static constexpr int64_t CHUNK = 256;
 
   // A counter-based generator: a multiply-and-shift hash of a Weyl sequence.
-  void fill(uint32_t* words, uint32_t first) const {
+  void fill(uint32_t* words, uint32_t first, uint32_t count) const {
     const uint32_t offset = offset_, key = key_;
 #pragma omp simd
-    for (uint32_t i = 0; i < CHUNK / 4; ++i) {
+    for (uint32_t i = 0; i < count; ++i) {
       uint32_t x = (first + i) * 0x9E3779B9u + offset;
       x = ((x ^ (x >> 16)) + key) * 0x7FEB352Du;
       x = ((x ^ (x >> 15)) + key) * 0x846CA68Bu;

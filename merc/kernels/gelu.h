@@ -10,14 +10,25 @@ namespace merc {
 constexpr float SQRT_HALF = 0.70710678118654752f;
 constexpr float DENSITY_AT_0 = 0.39894228040143268f;  // of the normal distribution
 
-// x times the distribution function of the normal distribution.
+// x times the distribution function of the normal distribution, (1 + erf(x/√2))/2, where
+// erf z = 1 − (p₁t + … + p₅t⁵) exp(−z²), t = 1/(1 + pz), for z ≥ 0 (Abramowitz and Stegun, 7.1.26: exact to 1.5·10⁻⁷).
 struct Gelu {
-  static Lanes below(const Lanes& x) { return Lanes(0.5f) * (Lanes(1.f) + (x * Lanes(SQRT_HALF)).erf()); }
-  static Lanes value(const Lanes& x) { return x * below(x); }
-  static Lanes slope(const Lanes& x) {
-    const Lanes density = Lanes(DENSITY_AT_0) * (x * x * Lanes(-0.5f)).exp_u20();
-    return at::vec::fmadd(x, density, below(x));
+  explicit Gelu(const Lanes& x) : bell((x * x * Lanes(-0.5f)).exp_u20()) {
+    const Lanes t = Lanes(1.f) / at::vec::fmadd(Lanes(0.3275911f * SQRT_HALF), x.abs(), Lanes(1.f));
+    Lanes sum(1.061405429f);
+    for (float factor : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f})
+      sum = at::vec::fmadd(sum, t, Lanes(factor));
+    const Lanes beyond = Lanes(0.5f) * sum * t * bell;  // the smaller of what lies below x and what lies above it
+    below = Lanes::blendv(Lanes(1.f) - beyond, beyond, x < Lanes(0.f));
   }
+
+  static Lanes value(const Lanes& x) { return x * Gelu(x).below; }
+  static Lanes slope(const Lanes& x) {
+    const Gelu gelu(x);
+    return at::vec::fmadd(x, Lanes(DENSITY_AT_0) * gelu.bell, gelu.below);
+  }
+
+  Lanes bell, below;
 };
 
 // The same with the approximation (1 + tanh(a x + b x³))/2 of the distribution function.

@@ -77,6 +77,27 @@ def test_a_linear_map_behind_gelu(threads: int, rows: int, approximate: Approxim
     assert_agree(lambda x, w, b: gelu_linear(x, w, b, 0.0, approximate, 1.5), *inputs)
 
 
+@pytest.mark.parametrize(("approximate", "exact_to"), [("none", 8e-7), ("tanh", 2e-6)])
+def test_gelu_of_numbers_of_any_size(approximate: Approximation, exact_to: float) -> None:
+    tails = torch.logspace(-40, 12, 5000)
+    x = torch.cat([torch.linspace(-14, 14, 300_001), tails, -tails, torch.tensor([0.0, 1e30, -1e30])])
+    settings_ = (1.0, approximate == "tanh", 0, 0)
+    ours, slope = torch.ops.merc.gelu(x, *settings_), torch.ones_like(x)
+    torch.ops.merc.gelu_backward(slope, x, *settings_)
+    x_ = x.double().requires_grad_()
+    exact = torch.nn.functional.gelu(x_, approximate=approximate)
+    (of_x,) = torch.autograd.grad(exact.sum(), x_)
+    assert ((ours.double() - exact).abs() <= exact_to * (1 + exact.abs())).all()
+    known = x.abs() < 1e10  # of larger numbers PyTorch's own is none
+    assert ((slope.double() - of_x).abs()[known] <= exact_to).all()
+
+
+def test_gelu_of_what_is_not_finite() -> None:
+    ours = torch.ops.merc.gelu(torch.tensor([float("inf"), float("nan")]), 1.0, False, 0, 0)
+    assert ours[0] == float("inf")
+    assert ours[1].isnan()
+
+
 @pytest.mark.parametrize(("maps", "tables"), [(4, 4), (8, 4), (3, 1)])
 def test_scores_of_relations(maps: int, tables: int) -> None:
     torch.manual_seed(0)
