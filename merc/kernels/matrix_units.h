@@ -18,7 +18,6 @@
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__linux__)
 #define MERC_MATRIX_UNITS
 
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -98,10 +97,6 @@ inline void transpose(__m512i (&r)[16]) {
     r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
     r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
   }
-}
-
-inline __mmask16 first(int64_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1);
 }
 
 // Writes a tile for each part, two tiles apart, of at most 16 rows and 32 inner numbers at x; 0 where there are fewer.

@@ -42,8 +42,9 @@ inline bool try_to_compute_rounded([[maybe_unused]] const Product& product) {
 #endif
 }
 
-// Computes a product by these units, of numbers that are rounded to bfloat16 if it says so; false if they cannot, as matrix units cannot what is not finite.
-inline bool try_to_compute([[maybe_unused]] const Product& product, bool rounded) {
+// Computes a product by these units, of numbers that are rounded to bfloat16 if it says so; false if they cannot, as
+// matrix units cannot what is not finite.
+inline bool try_to_compute(const Product& product, bool rounded) {
   if (rounded) return try_to_compute_rounded(product);
 #if defined(MERC_MATRIX_UNITS)
   return matrix_units::allowed() && matrix_units::compute_as_exactly_as_asked(product);

@@ -13,8 +13,6 @@
 
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
 #define MERC_VECTORS_OF_PAIRS
-
-#include <immintrin.h>
 #endif
 
 namespace merc {
@@ -85,10 +83,6 @@ struct Pairs {
 
  private:
   static __m512bh pairs(const Lanes& x) { return (__m512bh)_mm512_castps_si512(x); }
-
-  static __mmask16 first(int64_t count) {
-    return static_cast<__mmask16>(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1);
-  }
 };
 
 #endif
@@ -183,12 +177,6 @@ inline void multiply_strips(const float* a, const float* b, int64_t inner, const
   }
 }
 
-// How often inner numbers are packed.
-template <typename Entries>
-inline int64_t parts(int64_t inner) {
-  return std::max<int64_t>(1, ceil_div(inner, Entries::NUMBERS * INNER));
-}
-
 template <typename Entries, typename T>
 inline void compute(const Product& product, const Rectangle& part) {
   thread_local std::vector<float> room(INNER * (COLUMNS + ROWS / HEIGHT * OF_A) + 16);
@@ -199,8 +187,8 @@ inline void compute(const Product& product, const Rectangle& part) {
   const float* bias = product.bias;
   T* c = static_cast<T*>(product.c);
   const int64_t inner = ceil_div(a.inner, Entries::NUMBERS), step = product.step;
-  const int64_t at_least = std::max<int64_t>(1, ceil_div(inner, parts<Entries>(a.inner)));
-  const int64_t at_once = rounded_up(at_least, LANES);  // room behind the end
+  const int64_t parts = std::max<int64_t>(1, ceil_div(inner, INNER));
+  const int64_t at_once = rounded_up(std::max<int64_t>(1, ceil_div(inner, parts)), LANES);  // room behind the end
   for (int64_t left = part.left; left < part.right; left += COLUMNS) {
     const int64_t right = std::min(part.right, left + COLUMNS);
     for (int64_t from = 0; from == 0 || from < inner; from += at_once) {
