@@ -3,10 +3,6 @@
 
 #include "rows.h"
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
 namespace merc {
 
 #ifdef __AVX512F__
@@ -23,6 +19,16 @@ struct Operand {
         inner(x.size(1 - outer_dim)), along(x.stride(1 - outer_dim) == 1),
         step(along ? x.stride(outer_dim) : x.stride(1 - outer_dim)) {}
 
+  // Of numbers at `at`, in rows that lie `step` numbers apart: rows of it, or its columns.
+  template <typename T>
+  static Operand rows(const T* at, int64_t rows, int64_t columns, int64_t step) {
+    return {at, std::is_same_v<T, at::BFloat16>, rows, columns, true, step};
+  }
+  template <typename T>
+  static Operand columns(const T* at, int64_t rows, int64_t columns, int64_t step) {
+    return {at, std::is_same_v<T, at::BFloat16>, columns, rows, false, step};
+  }
+
   template <typename T>
   const T* numbers() const {
     return static_cast<const T*>(at);
@@ -35,6 +41,10 @@ struct Operand {
   int64_t outer, inner;
   bool along;    // a row's numbers lie together; otherwise those of the same place in all rows do
   int64_t step;  // to the next row, or to the next place
+
+ private:
+  Operand(const void* at, bool half, int64_t outer, int64_t inner, bool along, int64_t step)
+      : at(at), half(half), outer(outer), inner(inner), along(along), step(step) {}
 };
 
 // n / unit, rounded up.
@@ -43,16 +53,21 @@ inline int64_t rounded_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * 
 
 constexpr int64_t BIAS_UNIT = 32;
 
-// C = A B + bias.
+// C = A B + bias, or C + A B.
 struct Product {
   Product(const Tensor& a, const Tensor& b, const float* bias, const Tensor& c)
       : a(a, 0), b(b, 1), bias(bias), c(c.mutable_data_ptr()), half(c.scalar_type() == at::kBFloat16), step(c.stride(0)) {}
 
+  template <typename T>
+  Product(const Operand& a, const Operand& b, T* c, int64_t step, bool more)
+      : a(a), b(b), c(c), half(std::is_same_v<T, at::BFloat16>), step(step), more(more) {}
+
   Operand a, b;
-  const float* bias;  // of all columns, and behind them up to a multiple of BIAS_UNIT
+  const float* bias = nullptr;  // of all columns, and behind them up to a multiple of BIAS_UNIT; null: 0
   void* c;
   bool half;  // C is of bfloat16
   int64_t step;
+  bool more = false;  // the product is added to C
 };
 
 // A part of C: rows [top, bottom) and columns [left, right).

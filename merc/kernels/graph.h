@@ -6,7 +6,6 @@
 
 #include <ATen/MemoryOverlap.h>
 
-#include "blas.h"
 #include "dropout.h"
 #include "softmax.h"
 
@@ -313,104 +312,6 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
   for (int64_t head = 0; head < band.heads; ++head)
     of_coefficients.mutable_data_ptr<float>()[head] = sum_of_parts(of_factors, head);
   return {of_ends, of_relation, of_coefficients};
-}
-
-// The candidates of a block that are rows of the batch.
-struct Candidates {
-  Candidates(int64_t block, int64_t size, int64_t width, int64_t past, int64_t rows)
-      : first(std::max<int64_t>(0, block * size - past)),
-        skipped(first - (block * size - past)),
-        count(std::min(rows, block * size - past + width) - first),
-        receiving(std::min(size, rows - block * size)) {}
-  const int64_t first, skipped, count, receiving;
-};
-
-inline void check_mix(const Tensor& attention, const Tensor& values, int64_t past) {
-  TORCH_CHECK(attention.dim() == 4 && values.dim() == 2, "a band of attention, rows of values");
-  const int64_t blocks = attention.size(0), size = attention.size(1), rows = values.size(0);
-  TORCH_CHECK(blocks * size >= rows && rows > (blocks - 1) * size && past >= 0 && past + size <= attention.size(3),
-              "blocks of rows with their candidates");
-}
-
-// Some rows of n numbers, `step` numbers apart, in single precision: in scratch where they are stored otherwise.
-inline Matrix single_rows(const float* x, int64_t step, int64_t, int64_t, float*) { return {x, step}; }
-inline Matrix single_rows(const at::BFloat16* x, int64_t step, int64_t rows, int64_t n, float* scratch) {
-  for (int64_t row = 0; row < rows; ++row) at::vec::convert(x + row * step, scratch + row * n, n);
-  return {scratch, n};
-}
-
-// Room for so many numbers, if they are to be converted.
-template <typename T>
-inline std::vector<float> room_for(int64_t count) {
-  return std::vector<float>(std::is_same_v<T, float> ? 0 : count);
-}
-
-// (G, S, H, K) attention and (N, D) values → (N, H, D): what each row receives, for every head.
-inline Tensor mix(const Tensor& attention_, const Tensor& values_, int64_t past) {
-  check_mix(attention_, values_, past);
-  const Tensor attention = attention_.contiguous(), values = values_.contiguous();
-  const int64_t blocks = attention.size(0), size = attention.size(1), heads = attention.size(2);
-  const int64_t width = attention.size(3), rows = values.size(0), dim = values.size(1);
-  Tensor out = at::empty({rows, heads, dim}, values.options());
-  const float* weight = attention.const_data_ptr<float>();
-  with_type(values, [&]<typename T>() {
-    const T* value = values.const_data_ptr<T>();
-    T* to = out.mutable_data_ptr<T>();
-    in_parts(blocks, [&](int64_t, int64_t begin, int64_t end) {
-      std::vector<float> scratch = room_for<T>(size * heads * dim), of_values = room_for<T>(width * dim);
-      for (int64_t block = begin; block < end; ++block) {
-        const Candidates near(block, size, width, past, rows);
-        T* target = to + block * size * heads * dim;
-        float* result = place(target, scratch.data());
-        const int64_t received = near.receiving * heads;
-        a_b(received, dim, near.count, {weight + block * size * heads * width + near.skipped, width},
-            single_rows(value + near.first * dim, dim, near.count, dim, of_values.data()), 0, result, dim);
-        keep(target, result, received * dim);
-      }
-    });
-  });
-  return out;
-}
-
-// Gradients of attention and values.
-inline std::tuple<Tensor, Tensor> mix_backward(
-    const Tensor& of_out_, const Tensor& attention_, const Tensor& values_, int64_t past) {
-  check_mix(attention_, values_, past);
-  TORCH_CHECK(of_out_.numel() == values_.numel() * attention_.size(2) && of_out_.scalar_type() == values_.scalar_type(),
-              "a gradient for each number");
-  const Tensor attention = attention_.contiguous(), values = values_.contiguous(), of_out = of_out_.contiguous();
-  const int64_t blocks = attention.size(0), size = attention.size(1), heads = attention.size(2);
-  const int64_t width = attention.size(3), rows = values.size(0), dim = values.size(1);
-  Tensor of_attention = at::zeros_like(attention), of_values = at::zeros(values.sizes(), attention.options());
-  const float* weight = attention.const_data_ptr<float>();
-  float *of_weight = of_attention.mutable_data_ptr<float>(), *of_value = of_values.mutable_data_ptr<float>();
-  with_type(values, [&]<typename T>() {
-    const T *value = values.const_data_ptr<T>(), *incoming = of_out.const_data_ptr<T>();
-    in_parts(blocks, [&](int64_t, int64_t begin, int64_t end) {
-      std::vector<float> scratch = room_for<T>(size * heads * dim), near_values = room_for<T>(width * dim);
-      for (int64_t block = begin; block < end; ++block) {
-        const Candidates near(block, size, width, past, rows);
-        const int64_t received = near.receiving * heads;
-        a_bt(received, near.count, dim,
-             single_rows(incoming + block * size * heads * dim, dim, received, dim, scratch.data()),
-             single_rows(value + near.first * dim, dim, near.count, dim, near_values.data()), 0,
-             of_weight + block * size * heads * width + near.skipped, width);
-      }
-    });
-    // Windows overlap: every thread sums some channels of all of them.
-    in_parts((dim + LANES - 1) / LANES, [&](int64_t, int64_t begin, int64_t end) {
-      const int64_t channel = begin * LANES, channels = std::min(dim, end * LANES) - channel;
-      std::vector<float> scratch = room_for<T>(size * heads * channels);
-      for (int64_t block = 0; block < blocks; ++block) {
-        const Candidates near(block, size, width, past, rows);
-        const int64_t received = near.receiving * heads;
-        at_b(near.count, channels, received, {weight + block * size * heads * width + near.skipped, width},
-             single_rows(incoming + block * size * heads * dim + channel, dim, received, channels, scratch.data()), 1,
-             of_value + near.first * dim + channel, dim);
-      }
-    });
-  });
-  return {of_attention, of_values.to(values.scalar_type())};
 }
 
 }  // namespace merc

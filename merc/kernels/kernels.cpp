@@ -8,6 +8,7 @@
 #include "gelu.h"
 #include "graph.h"
 #include "head_norm.h"
+#include "mix.h"
 #include "product.h"
 
 #define BAND                                                                                                   \

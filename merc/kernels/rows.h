@@ -6,6 +6,10 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -34,6 +38,33 @@ inline void store(float* y, const Lanes& x, int64_t count) {
 
 inline float sum(const Lanes& x) {
   return at::vec::vec_reduce_all<float>([](Lanes a, Lanes b) { return a + b; }, x);
+}
+
+// Writes the sums of LANES vectors.
+inline void sums(const Lanes* x, float* out) {
+#ifdef __AVX512F__
+  __m512 of_2[8], of_4[4], of_8[2];  // what is left of so many vectors, whose lanes take turns
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = x[i % 4 + i / 4 * 8], b = x[i % 4 + i / 4 * 8 + 4];
+    of_2[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = of_2[i], b = of_2[i + 4];
+    of_4[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m512 a = of_4[2 * i], b = of_4[2 * i + 1];
+    of_8[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  const __m512d a = _mm512_castps_pd(of_8[0]), b = _mm512_castps_pd(of_8[1]);
+  const __m512 low = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), high = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+  _mm512_storeu_ps(out, _mm512_add_ps(low, high));
+#else
+  for (int64_t i = 0; i < LANES; ++i) out[i] = sum(x[i]);
+#endif
 }
 
 // The sum of f(start, count) over all pieces, lanes behind the end included; several sums wait less for each other.

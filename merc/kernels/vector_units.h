@@ -45,7 +45,9 @@ struct Singles {
     return load(x.numbers<float>() + row * x.step + k, std::min(LANES, x.inner - k));
   }
 
-  static Lanes multiply_add(float a, const Lanes& b, const Lanes& sum) { return at::vec::fmadd(Lanes(a), b, sum); }
+  static Lanes lanes(const float* x, int64_t count) { return load(x, count); }
+
+  static Lanes multiply_add(const Lanes& a, const Lanes& b, const Lanes& sum) { return at::vec::fmadd(a, b, sum); }
 };
 
 #ifdef MERC_VECTORS_OF_PAIRS
@@ -68,17 +70,19 @@ struct Pairs {
 
   static Lanes along(const Operand& x, int64_t row, int64_t k) {
     const int64_t at = row * x.step + 2 * k, count = x.inner - 2 * k;
-    if (x.half) {
-      const __mmask32 there = static_cast<__mmask32>(count >= 32 ? ~0u : (1u << count) - 1);
-      return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(there, x.numbers<at::BFloat16>() + at));
-    }
+    if (x.half) return lanes(x.numbers<at::BFloat16>() + at, count);
     const __m512 low = _mm512_maskz_loadu_ps(first(count), x.numbers<float>() + at);
     const __m512 high = _mm512_maskz_loadu_ps(first(count - 16), x.numbers<float>() + at + 16);
     return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
 
-  static Lanes multiply_add(float a, const Lanes& b, const Lanes& sum) {
-    return _mm512_dpbf16_ps(sum, pairs(Lanes(a)), pairs(b));
+  static Lanes lanes(const at::BFloat16* x, int64_t count) {
+    const __mmask32 there = static_cast<__mmask32>(count >= 32 ? ~0u : (1u << count) - 1);
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(there, x));
+  }
+
+  static Lanes multiply_add(const Lanes& a, const Lanes& b, const Lanes& sum) {
+    return _mm512_dpbf16_ps(sum, pairs(a), pairs(b));
   }
 
  private:
@@ -157,8 +161,8 @@ inline void multiply_strips(const float* a, const float* b, int64_t inner, const
     __builtin_prefetch(a + 16 * OF_A);
 #pragma GCC unroll 16
     for (int64_t i = 0; i < HEIGHT; ++i) {
-      sums[i][0] = Entries::multiply_add(a[i], left, sums[i][0]);
-      sums[i][1] = Entries::multiply_add(a[i], right, sums[i][1]);
+      sums[i][0] = Entries::multiply_add(Lanes(a[i]), left, sums[i][0]);
+      sums[i][1] = Entries::multiply_add(Lanes(a[i]), right, sums[i][1]);
     }
   }
   const auto write_half = [&](int64_t i, int64_t half, int64_t count) {
@@ -201,9 +205,9 @@ inline void compute(const Product& product, const Rectangle& part) {
         for (int64_t i = top; i < bottom; i += HEIGHT) pack<Entries, OF_A>(a, i, from, until, strip_of_a(i - top));
         for (int64_t j = left; j < right; j += WIDTH)
           for (int64_t i = top; i < bottom; i += HEIGHT) {
-            const Place<T> place{c + i * step + j, step, a.outer - i, b.outer - j, from > 0};
+            const Place<T> place{c + i * step + j, step, a.outer - i, b.outer - j, product.more || from > 0};
             multiply_strips<Entries>(
-                strip_of_a(i - top), strip_of_b(j - left), until - from, from > 0 ? nothing : bias + j, place);
+                strip_of_a(i - top), strip_of_b(j - left), until - from, bias && from == 0 ? bias + j : nothing, place);
           }
       }
     }

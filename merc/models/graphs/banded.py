@@ -5,7 +5,6 @@ receiving rows with K candidates each. H heads share the rows; M maps of attenti
 the maps are subtracted.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -185,45 +184,29 @@ def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tenso
 
 def receive_mapped(attention: Tensor, values_NI: Tensor, weight_HID: Tensor, graph: RelationGraph) -> Tensor:
     """What each head receives, through its own linear map: (N, H, D)."""
+    sums_NHI = receive(attention, values_NI, graph)
     if plain_form():
-        return torch.einsum("nhi,hid->nhd", receive(attention, values_NI, graph), weight_HID)
-    return cast(Tensor, _ReceiveMapped.apply(attention, values_NI, weight_HID, graph))  # type: ignore[no-untyped-call]
+        return torch.einsum("nhi,hid->nhd", sums_NHI, weight_HID)
+    return cast(Tensor, _Mapped.apply(sums_NHI, weight_HID))  # type: ignore[no-untyped-call]
 
 
-class _ReceiveMapped(Function):
-    """Keeps no sums, the largest rows of a model: H of width I per utterance. They are computed again."""
+class _Mapped(Function):
+    """Every head's rows through its own linear map, without a copy of the rows or of the results."""
 
     @staticmethod
-    def forward(ctx: Any, attention: Tensor, values_NI: Tensor, weight_HID: Tensor, graph: RelationGraph) -> Tensor:
-        ctx.graph = graph
-        ctx.save_for_backward(attention, values_NI, weight_HID)
-        sums_NHI = receive(attention, values_NI, graph)
-        out_NHD = sums_NHI.new_empty(len(values_NI), weight_HID.shape[0], weight_HID.shape[2])
-        for sums_NI, weight_ID, out_ND in zip(sums_NHI.unbind(1), weight_HID, out_NHD.unbind(1), strict=True):
-            multiply(sums_NI, weight_ID, out_ND)
+    def forward(ctx: Any, x_NHI: Tensor, weight_HID: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NHI, weight_HID)
+        out_NHD = x_NHI.new_empty(*x_NHI.shape[:2], weight_HID.shape[2])
+        for x_NI, weight_ID, out_ND in zip(x_NHI.unbind(1), weight_HID, out_NHD.unbind(1), strict=True):
+            multiply(x_NI, weight_ID, out_ND)
         return out_NHD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_out_NHD: Tensor) -> tuple[Tensor | None, ...]:
-        attention, values_NI, weight_HID = ctx.saved_tensors
-        sums_NHI, backward = _received(attention, values_NI, ctx.graph)
-        of_sums_NHI, of_weight_HID = torch.empty_like(sums_NHI), weight_HID.new_empty(weight_HID.shape)
+    def backward(ctx: Any, of_out_NHD: Tensor) -> tuple[Tensor, Tensor]:
+        x_NHI, weight_HID = ctx.saved_tensors
+        of_x_NHI, of_weight_HID = torch.empty_like(x_NHI), weight_HID.new_empty(weight_HID.shape)
         for head, of_out_ND in enumerate(of_out_NHD.unbind(1)):
-            multiply(of_out_ND, weight_HID[head].T, of_sums_NHI[:, head])
-            multiply(sums_NHI[:, head].T, of_out_ND, of_weight_HID[head])
-        return *backward(of_sums_NHI), of_weight_HID, None
-
-
-def _received(
-    attention: Tensor, values_ND: Tensor, graph: RelationGraph
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
-    """What :func:`receive` returns, and a function from its gradient to those of attention and values."""
-    if native(attention, values_ND) and graph.batch.present is None:
-        attention, past = at_least_single(attention), graph.neighbourhood.past
-        sums_NHD = torch.ops.merc.mix(attention, values_ND, past)
-        return sums_NHD, lambda of_sums_NHD: torch.ops.merc.mix_backward(of_sums_NHD, attention, values_ND, past)
-    inputs = (attention.detach().requires_grad_(), values_ND.detach().requires_grad_())
-    with torch.enable_grad():
-        sums_NHD = receive(*inputs, graph)
-    return sums_NHD.detach(), lambda of_sums_NHD: torch.autograd.grad(sums_NHD, inputs, of_sums_NHD)
+            multiply(of_out_ND, weight_HID[head].T, of_x_NHI[:, head])
+            multiply(x_NHI[:, head].T, of_out_ND, of_weight_HID[head])
+        return of_x_NHI, of_weight_HID
