@@ -5,15 +5,21 @@
 #include <optional>
 #include <tuple>
 
-#include "blas.h"
 #include "dropout.h"
+#include "small_products.h"
 #include "softmax.h"
 
 namespace merc {
 
 constexpr int64_t PIECE = 64;  // receiving utterances at a time
 
-// Rows of one head in one dialogue, in single precision.
+// Whether products can be computed where the rows of a head lie, of whole vectors in single precision.
+template <typename T>
+inline bool in_place(const Tensor& x) {
+  return std::is_same_v<T, float> && x.size(2) % LANES == 0;
+}
+
+// Rows of one head in one dialogue, of whole vectors in single precision.
 template <typename T>
 class Slab {
  public:
@@ -21,39 +27,42 @@ class Slab {
   Slab(const Tensor& x, int64_t first, int64_t count, int64_t head, Scratch& scratch) {
     const T* from = x.const_data_ptr<T>() + first * x.stride(0) + head * x.stride(1);
     if constexpr (std::is_same_v<T, float>) {
-      matrix_ = {from, x.stride(0)};
-    } else {
-      const int64_t width = x.size(2);
-      float* copy = scratch.take(count * width);
-      for (int64_t row = 0; row < count; ++row) single(from + row * x.stride(0), copy + row * width, width);
-      matrix_ = {copy, width};
+      if (in_place<T>(x)) {
+        matrix_ = {from, x.stride(0)};
+        return;
+      }
     }
+    const int64_t width = x.size(2), step = whole(width);
+    float* copy = scratch.take(count * step);
+    for (int64_t row = 0; row < count; ++row) {
+      at::vec::convert(from + row * x.stride(0), copy + row * step, width);
+      std::fill_n(copy + row * step + width, step - width, 0.f);
+    }
+    matrix_ = {copy, step};
   }
   Matrix from(int64_t row) const { return {matrix_.at + row * matrix_.step, matrix_.step}; }
+  Matrix across(int64_t count, int64_t width, Scratch& scratch) const {
+    return transposed(matrix_, count, width, scratch);
+  }
 
  private:
   Matrix matrix_{};
 };
 
-// The same to be written; rows of other precisions are stored at the end.
+// The same to be written, 0 at first; stored at the end where rows lie otherwise.
 template <typename T>
 class Target {
  public:
   Target(const Tensor& x, int64_t first, int64_t count, int64_t head, Scratch& scratch)
       : to_(x.mutable_data_ptr<T>() + first * x.stride(0) + head * x.stride(1)), stride_(x.stride(0)), width_(x.size(2)),
-        count_(count) {
-    if constexpr (std::is_same_v<T, float>) {
-      data_ = to_;
-      step = stride_;
-    } else {
-      data_ = scratch.take(count * width_);
-      step = width_;
-    }
-    for (int64_t row = 0; row < count; ++row) std::fill_n(data_ + row * step, width_, 0.f);
+        count_(count), in_place_(in_place<T>(x)) {
+    step = in_place_ ? stride_ : whole(width_);
+    data_ = in_place_ ? reinterpret_cast<float*>(to_) : scratch.take(count * step);
+    for (int64_t row = 0; row < count; ++row) std::fill_n(data_ + row * step, whole(width_), 0.f);
   }
   ~Target() {
-    if constexpr (!std::is_same_v<T, float>)
-      for (int64_t row = 0; row < count_; ++row) keep(to_ + row * stride_, data_ + row * width_, width_);
+    for (int64_t row = 0; row < (in_place_ ? 0 : count_); ++row)
+      at::vec::convert(data_ + row * step, to_ + row * stride_, width_);
   }
   float* from(int64_t row) { return data_ + row * step; }
   int64_t step;
@@ -61,6 +70,7 @@ class Target {
  private:
   T* to_;
   const int64_t stride_, width_, count_;
+  const bool in_place_;
   float* data_;
 };
 
@@ -104,14 +114,15 @@ class Piece {
         count(std::min(PIECE, length - start)),
         first(std::max<int64_t>(0, start - reach.past)),
         sources(std::min(length, start + count + reach.future) - first),
+        step(whole(sources)),
         reach_(reach),
         row_(row) {}
 
   // (Q, K) softmax of the scores.
-  void map(const Slab<T>& query, const Slab<T>& key, int64_t width, float* out) const {
-    a_bt(count, sources, width, query.from(start), key.from(first), 0, out, sources);
+  void map(const Slab<T>& query, Matrix keys_across, int64_t width, float* out) const {
+    a_b(count, sources, width, query.from(start), {keys_across.at + first, keys_across.step}, false, out, step);
     for (int64_t i = 0; i < count; ++i) {
-      float* scores = out + i * sources;
+      float* scores = out + i * step;
       const int64_t begin = std::max<int64_t>(0, start + i - reach_.past - first);
       const int64_t end = std::min(sources, start + i + reach_.future + 1 - first);
       std::fill(scores, scores + begin, 0.f);
@@ -129,10 +140,11 @@ class Piece {
   // x · mask for all rows of the piece; `bytes` are those of the head.
   void drop(float* x, int64_t bytes, int64_t length) const {
     for (int64_t i = 0; i < count; ++i)
-      reach_.mask.apply(x + i * sources, x + i * sources, bytes + (start + i) * Mask::stretch(length), sources);
+      reach_.mask.apply(x + i * step, x + i * step, bytes + (start + i) * Mask::stretch(length), sources);
   }
 
   const int64_t start, count, first, sources;
+  const int64_t step;  // from a row of a map to the next
 
  private:
   const Reach& reach_;
@@ -150,19 +162,21 @@ class HeadMaps {
     for (int64_t map = 0; map < maps_; ++map) {
       queries[map] = Slab<T>(query, row, length, head * maps_ + map, scratch);
       keys[map] = Slab<T>(key, row, length, head * maps_ + map, scratch);
+      keys_across_[map] = keys[map].across(length, width_, scratch);
     }
   }
 
   // (maps, Q, K) of a piece.
   void compute(const Piece<T>& piece, float* out) const {
     for (int64_t map = 0; map < maps_; ++map)
-      piece.map(queries[map], keys[map], width_, out + map * piece.count * piece.sources);
+      piece.map(queries[map], keys_across_[map], width_, out + map * piece.count * piece.step);
   }
 
   std::array<Slab<T>, 2> queries, keys;
 
  private:
   const int64_t maps_, width_;
+  std::array<Matrix, 2> keys_across_;
 };
 
 inline void check_attention(
@@ -194,14 +208,14 @@ inline Tensor attend(
       const HeadMaps<T> maps(query, key, reach, head, row, length, scratch);
       const Slab<T> values(value, row, length, head, scratch);
       Target<T> target(out, row, length, head, scratch);
-      float* all_maps = scratch.take(reach.maps() * std::min(PIECE, length) * length);
+      float* all_maps = scratch.take(reach.maps() * std::min(PIECE, length) * whole(length));
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
-        const int64_t area = piece.count * piece.sources;
+        const int64_t area = piece.count * piece.step;
         maps.compute(piece, all_maps);
         if (difference) add(all_maps, -1, all_maps + area, area);
         piece.drop(all_maps, bytes, length);
-        a_b(piece.count, depth, piece.sources, {all_maps, piece.sources}, values.from(piece.first), 0,
+        a_b(piece.count, depth, piece.sources, {all_maps, piece.step}, values.from(piece.first), false,
             target.from(start), target.step);
       }
     });
@@ -232,29 +246,31 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
         of_keys[map].emplace(of_key, row, length, head * reach.maps() + map, scratch);
       }
       const Slab<T> values(value, row, length, head, scratch), incoming(of_out, row, length, head, scratch);
+      const Matrix values_across = values.across(length, depth, scratch);
       Target<T> of_values(of_value, row, length, head, scratch);
-      const int64_t most = std::min(PIECE, length) * length;
+      const int64_t most = std::min(PIECE, length) * whole(length);
       float *all_maps = scratch.take(reach.maps() * most), *attention = scratch.take(most);
       float* of_attention = scratch.take(most);
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
-        const int64_t count = piece.count, first = piece.first, sources = piece.sources, area = count * sources;
+        const int64_t count = piece.count, first = piece.first, sources = piece.sources, step = piece.step, area = count * step;
         maps.compute(piece, all_maps);
         std::copy_n(all_maps, area, attention);
         if (difference) add(attention, -1, all_maps + area, area);
         piece.drop(attention, bytes, length);
-        at_b(sources, depth, count, {attention, sources}, incoming.from(start), 1, of_values.from(first),
+        at_b(sources, depth, count, {attention, step}, incoming.from(start), true, of_values.from(first),
              of_values.step);
-        a_bt(count, sources, depth, incoming.from(start), values.from(first), 0, of_attention, sources);
+        a_b(count, sources, depth, incoming.from(start), {values_across.at + first, values_across.step}, false,
+            of_attention, step);
         piece.drop(of_attention, bytes, length);
         for (int64_t map = 0; map < reach.maps(); ++map) {
           float* of_scores = attention;  // no longer needed
           for (int64_t i = 0; i < count; ++i)
-            softmax_backward(all_maps + map * area + i * sources, of_attention + i * sources,
-                             map ? -1.f : 1.f, of_scores + i * sources, sources);
-          a_b(count, width, sources, {of_scores, sources}, maps.keys[map].from(first), 0, of_queries[map]->from(start),
+            softmax_backward(all_maps + map * area + i * step, of_attention + i * step, map ? -1.f : 1.f,
+                             of_scores + i * step, sources);
+          a_b(count, width, sources, {of_scores, step}, maps.keys[map].from(first), false, of_queries[map]->from(start),
               of_queries[map]->step);
-          at_b(sources, width, count, {of_scores, sources}, maps.queries[map].from(start), 1, of_keys[map]->from(first),
+          at_b(sources, width, count, {of_scores, step}, maps.queries[map].from(start), true, of_keys[map]->from(first),
                of_keys[map]->step);
         }
       }

@@ -5,13 +5,6 @@
 
 namespace merc {
 
-#ifdef __AVX512F__
-// The first so many of sixteen numbers; none or all of them where there are fewer or more.
-inline __mmask16 first(int64_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1);
-}
-#endif
-
 // A, or B transposed: `outer` rows of numbers that are summed over.
 struct Operand {
   Operand(const Tensor& x, int64_t outer_dim)

@@ -125,7 +125,8 @@ inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z
   return sums.sum(0);
 }
 
-// What the scores of all edges are made of.
+// What the scores of all edges are made of. A row reaches as many rows before it as lie before its block, and likewise
+// behind it; what else there is among the candidates of its block is not connected to it.
 struct Band {
   Band(
       const Tensor& ends, const std::optional<Tensor>& relation, const std::optional<Tensor>& coefficients,
@@ -137,17 +138,18 @@ struct Band {
         size(connected.size(1)),
         width(connected.size(2)),
         past(past),
-        columns(blocks * size + width - size),
+        reach(width - size + 1),
+        columns(rows + reach - 1),
         slope(static_cast<float>(slope)),
         connected(connected.contiguous()),
-        coefficients(coefficients ? coefficients->contiguous() : Tensor()) {
+        coefficients(coefficients ? coefficients->contiguous() : Tensor()),
+        left(maps * rows),
+        right(maps * columns),
+        shifts(maps * reach) {
     TORCH_CHECK(ends.dim() == 3 && ends.size(2) == 2, "two numbers for each row and map");
     TORCH_CHECK(connected.scalar_type() == at::kBool && blocks * size >= rows && past >= 0 && past + size <= width &&
                     kinds.size() == 3, "blocks of rows with their candidates");
     TORCH_CHECK(!coefficients || coefficients->numel() * 2 == maps, "a coefficient for every two maps");
-    left.resize(maps * rows);
-    right.resize(maps * columns);
-    directions.resize(maps * 3);
     const Tensor together = ends.contiguous();
     const float* end = together.const_data_ptr<float>();
     for (int64_t row = 0; row < rows; ++row)
@@ -161,58 +163,65 @@ struct Band {
                   "a score for each map and kind of relation");
     const auto score = relation->accessor<float, 2>();
     for (int64_t map = 0; map < maps; ++map)
-      for (int64_t i = 0; i < 3; ++i) directions[map * 3 + i] = score[map][kinds[i]];
+      for (int64_t place = 0; place < reach; ++place) shifts[map * reach + place] = score[map][kinds[direction(place)]];
   }
 
   bool difference() const { return coefficients.defined(); }
   float coefficient(int64_t head) const { return coefficients.const_data_ptr<float>()[head]; }
-  int64_t stretch() const { return Mask::stretch(width); }  // for one row of a head
+  int64_t stretch() const { return Mask::stretch(reach); }  // for one row of a head
+  // Whether what a row reaches first, second … is an earlier row, itself or a later one.
+  int64_t direction(int64_t place) const { return place < past ? 0 : place == past ? 1 : 2; }
+  // Where the attention of a head of a row to the first row that it reaches is.
+  int64_t entry(int64_t row, int64_t head) const { return (row * heads + head) * width + row % size; }
+  const bool* edges(int64_t row) const { return connected.const_data_ptr<bool>() + row * width + row % size; }
 
-  const int64_t rows, maps, heads, blocks, size, width, past, columns;
+  const int64_t rows, maps, heads, blocks, size, width, past, reach, columns;
   const float slope;
   const Tensor connected, coefficients;
-  std::vector<float> left, right, directions;  // of every map: of rows, of columns, of earlier, same and later sources
+  // Of every map: what a row gives to its scores; what a column, `past` behind its row, gives; what the relation does.
+  std::vector<float> left, right, shifts;
 };
 
-// The maps of one receiving row after the other.
+// The maps of one receiving row after the other, of what it reaches.
 class BandRow {
  public:
-  explicit BandRow(const Band& band)
-      : band_(band), maps_(band.maps * band.width), slopes_(band.maps * band.width), absent_(band.width), shift_(band.width) {}
+  BandRow(const Band& band, bool differentiated)
+      : band_(band), maps_(band.maps * band.reach), slopes_(differentiated ? band.maps * band.reach : 0),
+        absent_(band.reach) {}
 
-  const float* map(int64_t map) const { return maps_.data() + map * band_.width; }
-  const float* slopes(int64_t map) const { return slopes_.data() + map * band_.width; }  // of LeakyReLU
+  const float* map(int64_t map) const { return maps_.data() + map * band_.reach; }
+  const float* slopes(int64_t map) const { return slopes_.data() + map * band_.reach; }  // of LeakyReLU
 
   void compute(int64_t row) {
-    const int64_t width = band_.width, block = row / band_.size, itself = band_.past + row % band_.size;
-    const bool* there = band_.connected.const_data_ptr<bool>() + row * width;
-    for (int64_t k = 0; k < width; ++k) absent_[k] = there[k] ? 0.f : NOTHING;
-    if (std::find(there, there + width, true) == there + width) {  // nothing to attend to, nothing to learn
+    const bool* there = band_.edges(row);
+    bool any = false;
+    for (int64_t k = 0; k < band_.reach; ++k) {
+      any |= there[k];
+      absent_[k] = there[k] ? 0.f : NOTHING;
+    }
+    if (!any) {  // nothing to attend to, nothing to learn
       std::fill(maps_.begin(), maps_.end(), 0.f);
       std::fill(slopes_.begin(), slopes_.end(), 0.f);
       return;
     }
-    const Lanes slope(band_.slope);
+    const Lanes slope(band_.slope), one(1.f), zero(0.f);
     for (int64_t map = 0; map < band_.maps; ++map) {
-      const float left = band_.left[map * band_.rows + row];
-      const float* direction = band_.directions.data() + map * 3;
-      std::fill_n(shift_.data(), itself, left + direction[0]);
-      shift_[itself] = left + direction[1];
-      std::fill_n(shift_.data() + itself + 1, width - itself - 1, left + direction[2]);
-      const float* right = band_.right.data() + map * band_.columns + block * band_.size;
-      float *score = maps_.data() + map * width, *slope_of = slopes_.data() + map * width;
-      pieces(width, [&](int64_t k, int64_t count) {
-        const Lanes raw = load(right + k, count) + load(shift_.data() + k, count);
-        store(slope_of + k, Lanes::blendv(slope, Lanes(1.f), raw > Lanes(0.f)), count);
+      const Lanes left(band_.left[map * band_.rows + row]);
+      const float *right = band_.right.data() + map * band_.columns + row, *shift = band_.shifts.data() + map * band_.reach;
+      float* score = maps_.data() + map * band_.reach;
+      pieces(band_.reach, [&](int64_t k, int64_t count) {
+        const Lanes raw = load(right + k, count) + (left + load(shift + k, count));
+        if (!slopes_.empty())
+          store(slopes_.data() + map * band_.reach + k, Lanes::blendv(slope, one, raw > zero), count);
         store(score + k, at::vec::maximum(raw, raw * slope) + load(absent_.data() + k, count), count);
       });
-      softmax(score, width);
+      softmax(score, band_.reach);
     }
   }
 
  private:
   const Band& band_;
-  std::vector<float> maps_, slopes_, absent_, shift_;
+  std::vector<float> maps_, slopes_, absent_;
 };
 
 // dropout(P) or dropout(P_1 − λ P_2): (G, S, H, K), 0 where there is no edge.
@@ -221,22 +230,17 @@ inline Tensor attention_band(
     const Tensor& connected, int64_t past, at::IntArrayRef kinds, double slope, int64_t seed, int64_t dropped) {
   const Band band(ends, relation, coefficients, connected, past, kinds, slope);
   const Mask mask(seed, dropped);
-  Tensor out = at::empty({band.blocks, band.size, band.heads, band.width}, ends.options());
+  Tensor out = at::zeros({band.blocks, band.size, band.heads, band.width}, ends.options());
   float* to = out.mutable_data_ptr<float>();
-  in_parts(band.blocks * band.size, [&](int64_t, int64_t begin, int64_t end) {
-    BandRow maps(band);
+  in_parts(band.rows, [&](int64_t, int64_t begin, int64_t end) {
+    BandRow maps(band, false);
     for (int64_t row = begin; row < end; ++row) {
-      float* heads = to + row * band.heads * band.width;
-      if (row >= band.rows) {
-        std::fill_n(heads, band.heads * band.width, 0.f);
-        continue;
-      }
       maps.compute(row);
       for (int64_t head = 0; head < band.heads; ++head) {
-        float* attention = heads + head * band.width;
-        std::copy_n(maps.map(band.difference() ? 2 * head : head), band.width, attention);
-        if (band.difference()) add(attention, -band.coefficient(head), maps.map(2 * head + 1), band.width);
-        if (mask.any()) mask.apply(attention, attention, (row * band.heads + head) * band.stretch(), band.width);
+        float* attention = to + band.entry(row, head);
+        std::copy_n(maps.map(band.difference() ? 2 * head : head), band.reach, attention);
+        if (band.difference()) add(attention, -band.coefficient(head), maps.map(2 * head + 1), band.reach);
+        if (mask.any()) mask.apply(attention, attention, (row * band.heads + head) * band.stretch(), band.reach);
       }
     }
   });
@@ -254,43 +258,36 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
               "a gradient for each number");
   const Tensor of_attention = of_attention_.contiguous();
   const float* incoming = of_attention.const_data_ptr<float>();
-  const int64_t threads = at::get_num_threads(), width = band.width;
+  const int64_t threads = at::get_num_threads(), reach = band.reach;
   Tensor of_ends = at::empty({band.rows, band.maps, 2}, ends.options());
   float* of_end = of_ends.mutable_data_ptr<float>();
-  // What threads sum up, each by itself; their windows overlap.
-  std::vector<float> of_right(threads * band.maps * band.columns), of_directions(threads * band.maps * 3);
+  // What threads sum up, each by itself; what their rows reach overlaps.
+  std::vector<float> of_right(threads * band.maps * band.columns), of_shifts(threads * band.maps * reach);
   std::vector<float> of_factors(threads * band.heads);
   in_parts(band.rows, [&](int64_t part, int64_t begin, int64_t end) {
-    BandRow maps(band);
-    std::vector<float> of_head(width), of_score(width);
+    BandRow maps(band, true);
+    std::vector<float> of_head(reach), of_score(reach);
     for (int64_t row = begin; row < end; ++row) {
       maps.compute(row);
-      const int64_t itself = band.past + row % band.size;
       for (int64_t map = 0; map < band.maps; ++map) {
         const int64_t head = band.difference() ? map / 2 : map;
         float factor = 1;
         if (!band.difference() || map % 2 == 0) {
-          const int64_t at = row * band.heads + head;
-          std::copy_n(incoming + at * width, width, of_head.data());
-          if (mask.any()) mask.apply(of_head.data(), of_head.data(), at * band.stretch(), width);
+          std::copy_n(incoming + band.entry(row, head), reach, of_head.data());
+          if (mask.any()) mask.apply(of_head.data(), of_head.data(), (row * band.heads + head) * band.stretch(), reach);
         } else {
           factor = -band.coefficient(head);
-          of_factors[part * band.heads + head] -= dot(of_head.data(), maps.map(map), width);
+          of_factors[part * band.heads + head] -= dot(of_head.data(), maps.map(map), reach);
         }
-        softmax_backward(maps.map(map), of_head.data(), factor, of_score.data(), width);
-        float* right = of_right.data() + (part * band.maps + map) * band.columns + row / band.size * band.size;
-        pieces(width, [&](int64_t k, int64_t count) {
+        softmax_backward(maps.map(map), of_head.data(), factor, of_score.data(), reach);
+        float* right = of_right.data() + (part * band.maps + map) * band.columns + row;
+        float* shift = of_shifts.data() + (part * band.maps + map) * reach;
+        of_end[(row * band.maps + map) * 2] = total(reach, [&](int64_t k, int64_t count) {
           const Lanes score = load(of_score.data() + k, count) * load(maps.slopes(map) + k, count);
-          store(of_score.data() + k, score, count);
           store(right + k, load(right + k, count) + score, count);
+          store(shift + k, load(shift + k, count) + score, count);
+          return score;
         });
-        const float earlier = sum(of_score.data(), itself), same = of_score[itself];
-        const float later = sum(of_score.data() + itself + 1, width - itself - 1);
-        of_end[(row * band.maps + map) * 2] = earlier + same + later;
-        float* own = of_directions.data() + (part * band.maps + map) * 3;
-        own[0] += earlier;
-        own[1] += same;
-        own[2] += later;
       }
     }
   });
@@ -307,7 +304,8 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
   Tensor of_relation = at::zeros(relation ? relation->sizes() : at::IntArrayRef{0, 0}, ends.options());
   auto of_kind = of_relation.accessor<float, 2>();
   for (int64_t map = 0; relation && map < band.maps; ++map)
-    for (int64_t i = 0; i < 3; ++i) of_kind[map][kinds[i]] += sum_of_parts(of_directions, map * 3 + i);
+    for (int64_t place = 0; place < reach; ++place)
+      of_kind[map][kinds[band.direction(place)]] += sum_of_parts(of_shifts, map * reach + place);
   Tensor of_coefficients = at::empty({band.heads}, ends.options());
   for (int64_t head = 0; head < band.heads; ++head)
     of_coefficients.mutable_data_ptr<float>()[head] = sum_of_parts(of_factors, head);

@@ -15,7 +15,7 @@
 
 #include "factors.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__linux__)
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(CPU_CAPABILITY_AVX512) && defined(__AVX512DQ__) && defined(__linux__)
 #define MERC_MATRIX_UNITS
 
 #include <sys/syscall.h>

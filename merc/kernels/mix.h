@@ -1,10 +1,9 @@
 // Sums over bands: what the rows of a graph receive from their sources, weighted by their attention.
 #pragma once
 
-#include <array>
 #include <tuple>
 
-#include "vector_units.h"
+#include "small_products.h"
 
 namespace merc {
 
@@ -140,52 +139,23 @@ inline void gradient_of_values(const Lines& lines, const float* weights, const T
   });
 }
 
-// How many lines and sources are multiplied at a time.
-constexpr int64_t SQUARE = 4;
-
-// Inner products of SQUARE rows with SQUARE others.
-template <typename Entries, typename T>
-inline void inner_products(const std::array<const T*, SQUARE>& a, const std::array<const T*, SQUARE>& b, int64_t dim,
-                           float* out) {
-  Lanes totals[SQUARE * SQUARE];
-#pragma GCC unroll 16
-  for (auto& total : totals) total = Lanes(0.f);
-  constexpr int64_t NUMBERS = LANES * Entries::NUMBERS;
-  const auto add_up = [&](const auto& read) {
-    Lanes right[SQUARE];
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < SQUARE; ++j) right[j] = read(b[j]);
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < SQUARE; ++i) {
-      const Lanes left = read(a[i]);
-#pragma GCC unroll 4
-      for (int64_t j = 0; j < SQUARE; ++j)
-        totals[i * SQUARE + j] = Entries::multiply_add(left, right[j], totals[i * SQUARE + j]);
-    }
-  };
-  int64_t at = 0;
-  for (; at + NUMBERS <= dim; at += NUMBERS) add_up([&](const T* x) { return Entries::lanes(x + at, NUMBERS); });
-  if (at < dim) add_up([&](const T* x) { return Entries::lanes(x + at, dim - at); });
-  for (int64_t i = 0; i < SQUARE * SQUARE; i += LANES) merc::sums(totals + i, out + i);
-}
-
 template <typename Entries, typename T>
 inline void gradient_of_attention(const Lines& lines, const T* of_out, const T* values, int64_t dim, float* of_weights) {
-  in_parts(ceil_div(lines.count, SQUARE), [&](int64_t, int64_t begin, int64_t end) {
-    float products[SQUARE * SQUARE];
-    std::array<const T*, SQUARE> received, near;
-    for (int64_t line = begin * SQUARE; line < std::min(lines.count, end * SQUARE); line += SQUARE) {
-      const int64_t last = std::min(line + SQUARE, lines.count) - 1;
-      for (int64_t i = 0; i < SQUARE; ++i) received[i] = of_out + std::min(line + i, last) * dim;
-      const int64_t behind = lines.behind_sources(lines.row(last));
-      for (int64_t source = lines.first_source(lines.row(line)); source < behind; source += SQUARE) {
-        for (int64_t j = 0; j < SQUARE; ++j) near[j] = values + std::min(source + j, behind - 1) * dim;
+  in_parts(ceil_div(lines.count, TALL), [&](int64_t, int64_t begin, int64_t end) {
+    float products[LANES];
+    std::array<const T*, TALL> received;
+    std::array<const T*, BROAD> near;
+    for (int64_t line = begin * TALL; line < std::min(lines.count, end * TALL); line += TALL) {
+      const int64_t last = std::min(line + TALL, lines.count) - 1, behind = lines.behind_sources(lines.row(last));
+      for (int64_t i = 0; i < TALL; ++i) received[i] = of_out + std::min(line + i, last) * dim;
+      for (int64_t source = lines.first_source(lines.row(line)); source < behind; source += BROAD) {
+        for (int64_t j = 0; j < BROAD; ++j) near[j] = values + std::min(source + j, behind - 1) * dim;
         inner_products<Entries>(received, near, dim, products);
         for (int64_t i = 0; line + i <= last; ++i) {
           const int64_t row = lines.row(line + i), from = std::max(source, lines.first_source(row));
-          const int64_t until = std::min(source + SQUARE, lines.behind_sources(row));
+          const int64_t until = std::min(source + BROAD, lines.behind_sources(row));
           if (from < until)
-            std::copy_n(products + i * SQUARE + from - source, until - from, of_weights + lines.entry(line + i, from));
+            copy_few(products + i * BROAD + from - source, until - from, of_weights + lines.entry(line + i, from));
         }
       }
     }

@@ -6,7 +6,7 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
-#ifdef __AVX512F__
+#ifdef CPU_CAPABILITY_AVX512
 #include <immintrin.h>
 #endif
 
@@ -20,6 +20,13 @@ using at::Tensor;
 using Lanes = at::vec::Vectorized<float>;
 constexpr int64_t LANES = Lanes::size();
 
+#ifdef CPU_CAPABILITY_AVX512
+// The first so many of sixteen numbers; none or all of them where there are fewer or more.
+inline __mmask16 first(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1);
+}
+#endif
+
 // Calls f(start, count) for each piece of n numbers that fits a register.
 template <typename F>
 inline void pieces(int64_t n, const F& f) {
@@ -28,28 +35,42 @@ inline void pieces(int64_t n, const F& f) {
   if (i < n) f(i, n - i);
 }
 
-inline Lanes load(const float* x, int64_t count) {
-  return count == LANES ? Lanes::loadu(x) : Lanes::loadu(x, count);
+// A piece, and what is to lie behind its end.
+inline Lanes load(const float* x, int64_t count, float behind = 0.f) {
+#ifdef CPU_CAPABILITY_AVX512
+  return _mm512_mask_loadu_ps(_mm512_set1_ps(behind), first(count), x);
+#else
+  if (count == LANES) return Lanes::loadu(x);
+  return Lanes::set(Lanes(behind), Lanes::loadu(x, count), count);
+#endif
 }
 
 inline void store(float* y, const Lanes& x, int64_t count) {
+#ifdef CPU_CAPABILITY_AVX512
+  _mm512_mask_storeu_ps(y, first(count), x);
+#else
   count == LANES ? x.store(y) : x.store(y, count);
+#endif
 }
 
 inline float sum(const Lanes& x) {
   return at::vec::vec_reduce_all<float>([](Lanes a, Lanes b) { return a + b; }, x);
 }
 
+inline float highest(const Lanes& x) {
+  return at::vec::vec_reduce_all<float>([](Lanes a, Lanes b) { return at::vec::maximum(a, b); }, x);
+}
+
 // Writes the sums of LANES vectors.
 inline void sums(const Lanes* x, float* out) {
-#ifdef __AVX512F__
+#ifdef CPU_CAPABILITY_AVX512
   __m512 of_2[8], of_4[4], of_8[2];  // what is left of so many vectors, whose lanes take turns
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < 8; ++i) {
     const __m512 a = x[i % 4 + i / 4 * 8], b = x[i % 4 + i / 4 * 8 + 4];
     of_2[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 16
   for (int i = 0; i < 4; ++i) {
     const __m512 a = of_2[i], b = of_2[i + 4];
     of_4[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));

@@ -15,20 +15,14 @@
 #define MERC_VECTORS_OF_PAIRS
 #endif
 
-namespace merc {
-
-#ifdef MERC_VECTOR_UNITS
-
-namespace vector_units {
-
-static_assert(LANES == 8 || LANES == 16);
+namespace merc::vector_units {
 
 // Rows and columns that are computed at a time: as many as 16 registers hold, or 32.
-constexpr int64_t HEIGHT = LANES == 8 ? 6 : 14, WIDTH = 2 * LANES;
+constexpr int64_t HEIGHT = LANES == 16 ? 14 : std::min<int64_t>(6, LANES), WIDTH = 2 * LANES;
 constexpr int64_t OF_A = LANES, OF_B = WIDTH;  // how many entries a strip has for each inner one; of A's two are spare
 static_assert(HEIGHT <= OF_A && BIAS_UNIT % WIDTH == 0);
 // What is packed at a time: inner entries, at most; rows of A; columns of B.
-constexpr int64_t INNER = LANES == 8 ? 256 : 512, ROWS = 96 / HEIGHT * HEIGHT, COLUMNS = LANES == 8 ? 1024 : 512;
+constexpr int64_t INNER = LANES == 16 ? 512 : 256, ROWS = 96 / HEIGHT * HEIGHT, COLUMNS = LANES == 16 ? 512 : 1024;
 
 // What strips consist of, entries of four bytes each: numbers of single precision,
 struct Singles {
@@ -223,8 +217,4 @@ inline void compute(const Product& product) {
   in_rectangles(product, HEIGHT, WIDTH, packed, [&](const Rectangle& part) { compute<Entries, T>(product, part); });
 }
 
-}  // namespace vector_units
-
-#endif
-
-}  // namespace merc
+}  // namespace merc::vector_units
