@@ -22,6 +22,8 @@ CHOICE = "MERC_KERNELS"
 
 # No flag may change what is computed: neither the order of sums nor NaN and infinity.
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+# A call in a loop empties its registers. Left alone, GCC makes more of them the more operators there are in the file.
+INLINING = ("-finline-limit=4000", "--param=inline-unit-growth=400", "--param=large-function-growth=2000")
 
 
 class UnavailableError(Exception):
@@ -52,7 +54,7 @@ def load() -> Path:
     Raises:
         UnavailableError: no compiler, it failed, there is no place for the file, or it cannot be loaded.
     """
-    flags = [*FLAGS, *_of_processor(), *_of_torch()]
+    flags = [*FLAGS, *INLINING, *_of_processor(), *_of_torch()]
     try:
         path = _folder() / f"kernels-{_fingerprint(flags)}.so"
         if not path.exists():

@@ -35,21 +35,20 @@ inline void pieces(int64_t n, const F& f) {
   if (i < n) f(i, n - i);
 }
 
-// A piece, and what is to lie behind its end.
-inline Lanes load(const float* x, int64_t count, float behind = 0.f) {
+// A piece; masks are for those that do not fill a register only, as what is stored by them is slow to be read again.
+inline Lanes load(const float* x, int64_t count) { return count == LANES ? Lanes::loadu(x) : Lanes::loadu(x, count); }
+
+inline void store(float* y, const Lanes& x, int64_t count) {
+  count == LANES ? x.store(y) : x.store(y, count);
+}
+
+// A piece with another number than 0 behind its end.
+inline Lanes load(const float* x, int64_t count, float behind) {
+  if (count == LANES) return Lanes::loadu(x);
 #ifdef CPU_CAPABILITY_AVX512
   return _mm512_mask_loadu_ps(_mm512_set1_ps(behind), first(count), x);
 #else
-  if (count == LANES) return Lanes::loadu(x);
   return Lanes::set(Lanes(behind), Lanes::loadu(x, count), count);
-#endif
-}
-
-inline void store(float* y, const Lanes& x, int64_t count) {
-#ifdef CPU_CAPABILITY_AVX512
-  _mm512_mask_storeu_ps(y, first(count), x);
-#else
-  count == LANES ? x.store(y) : x.store(y, count);
 #endif
 }
 
