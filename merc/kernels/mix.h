@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "product.h"
 #include "small_products.h"
 
 namespace merc {
@@ -67,13 +68,13 @@ class Strips {
   float* at_;
 };
 
-// Sums of rows in strips, HEIGHT of them at a time: Σ_i weight_i · row_i for the weights that a function fills in.
+// Weighted sums of rows in strips, HEIGHT of them at a time.
 template <typename Entries>
 class Sums {
  public:
   Sums(const Strips<Entries>& strips, int64_t dim) : strips_(strips), dim_(dim) {}
 
-  // The `inner` rows from `first` on are summed; the weights are those of HEIGHT sums each, `step` numbers apart.
+  // Writes `height` sums of the rows from `first` on, which begins an entry. Of the weights a row is a sum's.
   template <typename T>
   void compute(const Operand& weights, int64_t first, T* to, int64_t height) {
     static const float nothing[WIDTH] = {};
@@ -91,9 +92,11 @@ class Sums {
   std::vector<float> packed_;
 };
 
+// The first row of the entry that a row is in.
 template <typename Entries>
 inline int64_t at_entry(int64_t row) { return row / Entries::NUMBERS * Entries::NUMBERS; }
 
+// What each line receives: its sources' values, weighted.
 template <typename Entries, typename T>
 inline void add_up_sources(const Lines& lines, const float* weights, const T* values, int64_t dim, T* out) {
   const Strips<Entries> strips(values, lines.rows, dim);
@@ -115,6 +118,7 @@ inline void add_up_sources(const Lines& lines, const float* weights, const T* va
   });
 }
 
+// What each row gets back from the lines that receive from it, weighted.
 template <typename Entries, typename T>
 inline void gradient_of_values(const Lines& lines, const float* weights, const T* of_out, int64_t dim, T* of_values) {
   const Strips<Entries> strips(of_out, lines.count, dim);
@@ -139,6 +143,7 @@ inline void gradient_of_values(const Lines& lines, const float* weights, const T
   });
 }
 
+// What a line's gradient and a source's value have in common. Entries beyond what a row receives from stay 0.
 template <typename Entries, typename T>
 inline void gradient_of_attention(const Lines& lines, const T* of_out, const T* values, int64_t dim, float* of_weights) {
   in_parts(ceil_div(lines.count, TALL), [&](int64_t, int64_t begin, int64_t end) {
@@ -162,30 +167,23 @@ inline void gradient_of_attention(const Lines& lines, const T* of_out, const T* 
   });
 }
 
-// Whether sums are computed of numbers as they are stored, not in single precision.
-inline bool summed_as_stored(const Tensor& x) {
-#ifdef MERC_VECTORS_OF_PAIRS
-  return true;
-#else
-  return x.scalar_type() == at::kFloat;
-#endif
-}
+// Whether numbers are multiplied as they are stored, not in single precision.
+inline bool multiplied_as_stored(const Tensor& x) { return x.scalar_type() == at::kFloat || multiplies_bfloat16(); }
 
 // Calls f<entries, T>() for the type of some numbers.
 template <typename F>
 inline void with_entries(const Tensor& x, const F& f) {
-  using vector_units::Singles;
 #ifdef MERC_VECTORS_OF_PAIRS
   if (x.scalar_type() == at::kBFloat16) return f.template operator()<vector_units::Pairs, at::BFloat16>();
 #endif
   TORCH_CHECK(x.scalar_type() == at::kFloat, "merc's kernels compute in float32 and bfloat16, not in ", x.scalar_type());
-  f.template operator()<Singles, float>();
+  f.template operator()<vector_units::Singles, float>();
 }
 
 // (G, S, H, K) attention and (N, D) values → (N, H, D): what each row receives, for every head.
 inline Tensor mix(const Tensor& attention_, const Tensor& values_, int64_t past) {
   const Lines lines = lines_of(attention_, values_, past);
-  if (!summed_as_stored(values_)) return mix(attention_, values_.to(at::kFloat), past).to(values_.scalar_type());
+  if (!multiplied_as_stored(values_)) return mix(attention_, values_.to(at::kFloat), past).to(values_.scalar_type());
   const Tensor attention = attention_.contiguous(), values = values_.contiguous();
   Tensor out = at::empty({lines.rows, lines.heads, values.size(1)}, values.options());
   with_entries(values, [&]<typename Entries, typename T>() {
@@ -201,7 +199,7 @@ inline std::tuple<Tensor, Tensor> mix_backward(
   const Lines lines = lines_of(attention_, values_, past);
   TORCH_CHECK(of_out_.numel() == values_.numel() * lines.heads && of_out_.scalar_type() == values_.scalar_type(),
               "a gradient for each number");
-  if (!summed_as_stored(values_)) {
+  if (!multiplied_as_stored(values_)) {
     const auto [of_attention, of_values] =
         mix_backward(of_out_.to(at::kFloat), attention_, values_.to(at::kFloat), past);
     return {of_attention, of_values.to(values_.scalar_type())};
