@@ -156,6 +156,33 @@ def test_sums_over_a_band(lengths: list[int], window: tuple[int, int], heads: in
     assert_agree(lambda a, v: mix(a * graph.connected[:, :, None], v, hood), attention, doubles(hood.rows, dim))
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    window=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    heads=st.integers(1, 3),
+    dim=st.integers(1, 70),
+)
+def test_sums_of_bfloat16_are_those_of_single_precision(
+    lengths: list[int], window: tuple[int, int], heads: int, dim: int
+) -> None:
+    """Whole numbers, so that nothing is lost: what is multiplied is small, sums of it fit eight bits."""
+    torch.manual_seed(0)
+    graph = relation_graphs(batch_of([[0] * length for length in lengths]), *window)["intra_speaker"]
+    hood = graph.neighbourhood
+    attention = torch.randint(-1, 2, (hood.count, hood.size, heads, hood.width)) * graph.connected[:, :, None]
+    values, weights = torch.randint(-2, 3, (hood.rows, dim)), torch.randint(-1, 2, (hood.rows, heads, dim))
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = attention.float().requires_grad_(), values.to(dtype).requires_grad_()
+        out = mix(*inputs, hood)
+        gradients = torch.autograd.grad((out * weights.to(dtype)).sum(), inputs)
+        assert (out.dtype, gradients[1].dtype) == (dtype, dtype)
+        results.append([x.float() for x in (out, gradients[0] * graph.connected[:, :, None], gradients[1])])
+    for single, half in zip(*results, strict=True):
+        torch.testing.assert_close(half, single, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_sums_through_the_map_of_each_head(threads: int, padded: bool) -> None:
     torch.manual_seed(0)
@@ -173,9 +200,10 @@ def test_sums_through_the_map_of_each_head(threads: int, padded: bool) -> None:
     causal=st.booleans(),
     padding=st.sampled_from(["none", "seen", "unseen"]),
     strided=st.booleans(),
+    width=st.sampled_from([5, 8, 16, 32, 64]),
 )
 def test_attention_among_utterances(
-    lengths: list[int], window: int | None, difference: bool, causal: bool, padding: str, strided: bool
+    lengths: list[int], window: int | None, difference: bool, causal: bool, padding: str, strided: bool, width: int
 ) -> None:
     torch.manual_seed(0)
     batch = batch_of([[0] * length for length in lengths], padding != "none", causal)
@@ -189,7 +217,8 @@ def test_attention_among_utterances(
         # Where a row of padding sees nothing at all, nobody asks what it receives.
         return out if padding != "unseen" else out * batch.present[:, None, None]
 
-    assert_agree(attention, *(doubles(batch.rows, count, 5) for count in (maps, maps, HEADS)))
+    query, key = (doubles(batch.rows, maps, width).detach() * width**-0.25 for _ in range(2))
+    assert_agree(attention, query.requires_grad_(), key.requires_grad_(), doubles(batch.rows, HEADS, 3 * width))
 
 
 def test_dropout_has_the_masks_that_its_hash_says() -> None:
