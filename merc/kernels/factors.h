@@ -46,21 +46,16 @@ inline int64_t rounded_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * 
 
 constexpr int64_t BIAS_UNIT = 32;
 
-// C = A B + bias, or C + A B.
+// C = A B + bias.
 struct Product {
   Product(const Tensor& a, const Tensor& b, const float* bias, const Tensor& c)
       : a(a, 0), b(b, 1), bias(bias), c(c.mutable_data_ptr()), half(c.scalar_type() == at::kBFloat16), step(c.stride(0)) {}
 
-  template <typename T>
-  Product(const Operand& a, const Operand& b, T* c, int64_t step, bool more)
-      : a(a), b(b), c(c), half(std::is_same_v<T, at::BFloat16>), step(step), more(more) {}
-
   Operand a, b;
-  const float* bias = nullptr;  // of all columns, and behind them up to a multiple of BIAS_UNIT; null: 0
+  const float* bias;  // of all columns, and behind them up to a multiple of BIAS_UNIT
   void* c;
   bool half;  // C is of bfloat16
   int64_t step;
-  bool more = false;  // the product is added to C
 };
 
 // A part of C: rows [top, bottom) and columns [left, right).

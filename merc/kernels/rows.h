@@ -35,14 +35,13 @@ inline void pieces(int64_t n, const F& f) {
   if (i < n) f(i, n - i);
 }
 
-// A piece; masks are for those that do not fill a register only, as what is stored by them is slow to be read again.
 inline Lanes load(const float* x, int64_t count) { return count == LANES ? Lanes::loadu(x) : Lanes::loadu(x, count); }
 
 inline void store(float* y, const Lanes& x, int64_t count) {
   count == LANES ? x.store(y) : x.store(y, count);
 }
 
-// A piece with another number than 0 behind its end.
+// The same with another number than 0 behind the end.
 inline Lanes load(const float* x, int64_t count, float behind) {
   if (count == LANES) return Lanes::loadu(x);
 #ifdef CPU_CAPABILITY_AVX512

@@ -199,9 +199,9 @@ inline void compute(const Product& product, const Rectangle& part) {
         for (int64_t i = top; i < bottom; i += HEIGHT) pack<Entries, OF_A>(a, i, from, until, strip_of_a(i - top));
         for (int64_t j = left; j < right; j += WIDTH)
           for (int64_t i = top; i < bottom; i += HEIGHT) {
-            const Place<T> place{c + i * step + j, step, a.outer - i, b.outer - j, product.more || from > 0};
+            const Place<T> place{c + i * step + j, step, a.outer - i, b.outer - j, from > 0};
             multiply_strips<Entries>(
-                strip_of_a(i - top), strip_of_b(j - left), until - from, bias && from == 0 ? bias + j : nothing, place);
+                strip_of_a(i - top), strip_of_b(j - left), until - from, from > 0 ? nothing : bias + j, place);
           }
       }
     }
