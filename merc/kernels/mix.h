@@ -188,7 +188,7 @@ inline Tensor mix(const Tensor& attention_, const Tensor& values_, int64_t past)
   Tensor out = at::empty({lines.rows, lines.heads, values.size(1)}, values.options());
   with_entries(values, [&]<typename Entries, typename T>() {
     add_up_sources<Entries>(lines, attention.const_data_ptr<float>(), values.const_data_ptr<T>(), values.size(1),
-                 out.mutable_data_ptr<T>());
+                            out.mutable_data_ptr<T>());
   });
   return out;
 }

@@ -149,7 +149,10 @@ def _difference(maps: Tensor, coefficients_H: Tensor) -> Tensor:
 
 
 def mix(attention: Tensor, values_ND: Tensor, hood: Neighbourhood) -> Tensor:
-    """Sum of the sources' values: (G, S, H, K) attention and (N, D) values, the same for all heads → (N, H, D)."""
+    """Sum of the sources' values: (G, S, H, K) attention and (N, D) values, the same for all heads → (N, H, D).
+
+    The attention to candidates of a block that are not in a row's own window is 0.
+    """
     if native(attention, values_ND):
         return cast(Tensor, _Mix.apply(at_least_single(attention), values_ND, hood.past))  # type: ignore[no-untyped-call]
     weights = attention.to(values_ND.dtype)
