@@ -26,11 +26,9 @@ class Slab {
   Slab() = default;
   Slab(const Tensor& x, int64_t first, int64_t count, int64_t head, Scratch& scratch) {
     const T* from = x.const_data_ptr<T>() + first * x.stride(0) + head * x.stride(1);
-    if constexpr (std::is_same_v<T, float>) {
-      if (in_place<T>(x)) {
-        matrix_ = {from, x.stride(0)};
-        return;
-      }
+    if (in_place<T>(x)) {
+      matrix_ = {reinterpret_cast<const float*>(from), x.stride(0)};
+      return;
     }
     const int64_t width = x.size(2), step = whole(width);
     float* copy = scratch.take(count * step);
@@ -253,7 +251,8 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
       float* of_attention = scratch.take(most);
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
-        const int64_t count = piece.count, first = piece.first, sources = piece.sources, step = piece.step, area = count * step;
+        const int64_t count = piece.count, first = piece.first, sources = piece.sources;
+        const int64_t step = piece.step, area = count * step;
         maps.compute(piece, all_maps);
         std::copy_n(all_maps, area, attention);
         if (difference) add(attention, -1, all_maps + area, area);

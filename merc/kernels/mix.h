@@ -2,6 +2,7 @@
 #pragma once
 
 #include <tuple>
+#include <utility>
 
 #include "product.h"
 #include "small_products.h"
@@ -68,79 +69,64 @@ class Strips {
   float* at_;
 };
 
-// Weighted sums of rows in strips, HEIGHT of them at a time.
-template <typename Entries>
-class Sums {
- public:
-  Sums(const Strips<Entries>& strips, int64_t dim) : strips_(strips), dim_(dim) {}
-
-  // Writes `height` sums of the rows from `first` on, which begins an entry. Of the weights a row is a sum's.
-  template <typename T>
-  void compute(const Operand& weights, int64_t first, T* to, int64_t height) {
-    static const float nothing[WIDTH] = {};
-    const int64_t entries = ceil_div(weights.inner, Entries::NUMBERS);
-    packed_.resize(rounded_up(entries, LANES) * OF_A);
-    vector_units::pack<Entries, OF_A>(weights, 0, 0, entries, packed_.data());
-    for (int64_t column = 0; column < dim_; column += WIDTH)
-      vector_units::multiply_strips<Entries, T>(packed_.data(), strips_.from(first, column), entries, nothing,
-                                                {to + column, dim_, height, dim_ - column, false});
-  }
-
- private:
-  const Strips<Entries>& strips_;
-  const int64_t dim_;
-  std::vector<float> packed_;
-};
-
 // The first row of the entry that a row is in.
 template <typename Entries>
 inline int64_t at_entry(int64_t row) { return row / Entries::NUMBERS * Entries::NUMBERS; }
 
+// Writes `count` weighted sums of rows in strips, HEIGHT at a time. Of so many sums from one on, weigh(sum, height, room)
+// returns the weights, a row for each sum, and the first row that they are for, where an entry begins.
+template <typename Entries, typename T, typename F>
+inline void weighted_sums_of(const Strips<Entries>& strips, int64_t count, int64_t dim, const F& weigh, T* to) {
+  static const float nothing[WIDTH] = {};
+  in_parts(ceil_div(count, HEIGHT), [&](int64_t, int64_t begin, int64_t end) {
+    std::vector<float> room, packed;
+    for (int64_t sum = begin * HEIGHT; sum < std::min(count, end * HEIGHT); sum += HEIGHT) {
+      const int64_t height = std::min(HEIGHT, count - sum);
+      const auto [weights, first] = weigh(sum, height, room);
+      const int64_t entries = ceil_div(weights.inner, Entries::NUMBERS);
+      packed.resize(rounded_up(entries, LANES) * OF_A);
+      vector_units::pack<Entries, OF_A>(weights, 0, 0, entries, packed.data());
+      for (int64_t column = 0; column < dim; column += WIDTH)
+        vector_units::multiply_strips<Entries, T>(packed.data(), strips.from(first, column), entries, nothing,
+                                                  {to + sum * dim + column, dim, height, dim - column, false});
+    }
+  });
+}
+
 // What each line receives: its sources' values, weighted.
 template <typename Entries, typename T>
 inline void add_up_sources(const Lines& lines, const float* weights, const T* values, int64_t dim, T* out) {
-  const Strips<Entries> strips(values, lines.rows, dim);
-  in_parts(ceil_div(lines.count, HEIGHT), [&](int64_t, int64_t begin, int64_t end) {
-    Sums<Entries> sums(strips, dim);
-    std::vector<float> near;
-    for (int64_t line = begin * HEIGHT; line < std::min(lines.count, end * HEIGHT); line += HEIGHT) {
-      const int64_t height = std::min(HEIGHT, lines.count - line);
-      const int64_t first = at_entry<Entries>(lines.first_source(lines.row(line)));
-      const int64_t count = lines.behind_sources(lines.row(line + height - 1)) - first;
-      near.assign(height * count, 0.f);
-      for (int64_t i = 0; i < height; ++i) {
-        const int64_t row = lines.row(line + i), from = lines.first_source(row);
-        std::copy_n(weights + lines.entry(line + i, from), lines.behind_sources(row) - from,
-                    near.data() + i * count + from - first);
-      }
-      sums.compute(Operand::rows(near.data(), height, count, count), first, out + line * dim, height);
+  const auto weigh = [&](int64_t line, int64_t height, std::vector<float>& near) {
+    const int64_t first = at_entry<Entries>(lines.first_source(lines.row(line)));
+    const int64_t count = lines.behind_sources(lines.row(line + height - 1)) - first;
+    near.assign(height * count, 0.f);
+    for (int64_t i = 0; i < height; ++i) {
+      const int64_t row = lines.row(line + i), from = lines.first_source(row);
+      std::copy_n(weights + lines.entry(line + i, from), lines.behind_sources(row) - from,
+                  near.data() + i * count + from - first);
     }
-  });
+    return std::pair(Operand::rows(near.data(), height, count, count), first);
+  };
+  weighted_sums_of(Strips<Entries>(values, lines.rows, dim), lines.count, dim, weigh, out);
 }
 
 // What each row gets back from the lines that receive from it, weighted.
 template <typename Entries, typename T>
 inline void gradient_of_values(const Lines& lines, const float* weights, const T* of_out, int64_t dim, T* of_values) {
-  const Strips<Entries> strips(of_out, lines.count, dim);
-  in_parts(ceil_div(lines.rows, HEIGHT), [&](int64_t, int64_t begin, int64_t end) {
-    Sums<Entries> sums(strips, dim);
-    std::vector<float> near;
-    for (int64_t source = begin * HEIGHT; source < std::min(lines.rows, end * HEIGHT); source += HEIGHT) {
-      const int64_t height = std::min(HEIGHT, lines.rows - source);
-      const int64_t first = at_entry<Entries>(lines.first_receiver(source) * lines.heads);
-      const int64_t count = lines.behind_receivers(source + height - 1) * lines.heads - first;
-      near.assign(count * HEIGHT, 0.f);
-      for (int64_t line = first; line < first + count; ++line) {
-        const int64_t row = lines.row(line);
-        const int64_t from = std::max(source, lines.first_source(row));
-        const int64_t until = std::min(source + height, lines.behind_sources(row));
-        if (from < until)
-          std::copy_n(weights + lines.entry(line, from), until - from,
-                      near.data() + (line - first) * HEIGHT + from - source);
-      }
-      sums.compute(Operand::columns(near.data(), count, HEIGHT, HEIGHT), first, of_values + source * dim, height);
+  const auto weigh = [&](int64_t source, int64_t height, std::vector<float>& near) {
+    const int64_t first = at_entry<Entries>(lines.first_receiver(source) * lines.heads);
+    const int64_t count = lines.behind_receivers(source + height - 1) * lines.heads - first;
+    near.assign(count * HEIGHT, 0.f);
+    for (int64_t line = first; line < first + count; ++line) {
+      const int64_t row = lines.row(line), from = std::max(source, lines.first_source(row));
+      const int64_t until = std::min(source + height, lines.behind_sources(row));
+      if (from < until)
+        std::copy_n(weights + lines.entry(line, from), until - from,
+                    near.data() + (line - first) * HEIGHT + from - source);
     }
-  });
+    return std::pair(Operand::columns(near.data(), count, HEIGHT, HEIGHT), first);
+  };
+  weighted_sums_of(Strips<Entries>(of_out, lines.count, dim), lines.rows, dim, weigh, of_values);
 }
 
 // What a line's gradient and a source's value have in common. Entries beyond what a row receives from stay 0.

@@ -141,13 +141,16 @@ def test_attention_of_a_band(
     assert_agree(band, doubles(graph.neighbourhood.rows, maps, 2), *others)
 
 
-@settings(max_examples=30, deadline=None)
-@given(
+of_any_band = given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
     window=st.tuples(st.integers(0, 9), st.integers(0, 9)),
     heads=st.integers(1, 3),
-    dim=st.integers(1, 40),
+    dim=st.integers(1, 70),
 )
+
+
+@settings(max_examples=30, deadline=None)
+@of_any_band
 def test_sums_over_a_band(lengths: list[int], window: tuple[int, int], heads: int, dim: int) -> None:
     torch.manual_seed(0)
     graph = relation_graphs(batch_of([[0] * length for length in lengths]), *window)["intra_speaker"]
@@ -157,12 +160,7 @@ def test_sums_over_a_band(lengths: list[int], window: tuple[int, int], heads: in
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
-    window=st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    heads=st.integers(1, 3),
-    dim=st.integers(1, 70),
-)
+@of_any_band
 def test_sums_of_bfloat16_are_those_of_single_precision(
     lengths: list[int], window: tuple[int, int], heads: int, dim: int
 ) -> None:
