@@ -32,10 +32,10 @@ class Slab {
     }
     const int64_t width = x.size(2), step = whole(width);
     float* copy = scratch.take(count * step);
-    for (int64_t row = 0; row < count; ++row) {
-      at::vec::convert(from + row * x.stride(0), copy + row * step, width);
-      std::fill_n(copy + row * step + width, step - width, 0.f);
-    }
+    for (int64_t row = 0; row < count; ++row)
+      pieces(width, [&](int64_t i, int64_t there) {
+        store(copy + row * step + i, load(from + row * x.stride(0) + i, there), LANES);
+      });
     matrix_ = {copy, step};
   }
   Matrix from(int64_t row) const { return {matrix_.at + row * matrix_.step, matrix_.step}; }
@@ -60,7 +60,9 @@ class Target {
   }
   ~Target() {
     for (int64_t row = 0; row < (in_place_ ? 0 : count_); ++row)
-      at::vec::convert(data_ + row * step, to_ + row * stride_, width_);
+      pieces(width_, [&](int64_t i, int64_t count) {
+        store(to_ + row * stride_ + i, load(data_ + row * step + i, LANES), count);
+      });
   }
   float* from(int64_t row) { return data_ + row * step; }
   int64_t step;
@@ -83,24 +85,31 @@ struct Reach {
   int64_t dialogues() const { return static_cast<int64_t>(starts.size()) - 1; }
   int64_t maps() const { return difference ? 2 : 1; }
 
-  // Calls f(head, first row, length, first random byte, scratch) for every head of every dialogue.
+  // Calls f(head, first row, length, first random byte, scratch) for every head of every dialogue. Heads of the same rows
+  // follow each other, since memory is fetched in lines that hold several.
   template <typename F>
   void each(const F& f) const {
-    std::vector<int64_t> bytes(dialogues() + 1, 0);
-    for (int64_t dialogue = 0; dialogue < dialogues(); ++dialogue) {
-      const int64_t length = starts[dialogue + 1] - starts[dialogue];
-      bytes[dialogue + 1] = bytes[dialogue] + heads * length * Mask::stretch(length);
-    }
-    in_parts(heads * dialogues(), [&](int64_t, int64_t begin, int64_t end) {
+    int64_t pairs = 0;
+    for (int64_t dialogue = 0; dialogue < dialogues(); ++dialogue) pairs += heads * pairs_of(length(dialogue));
+    in_parts(pairs, [&](int64_t, int64_t begin, int64_t end) {
       Scratch scratch;
-      for (int64_t task = begin; task < end; ++task, scratch.give_back_all()) {
-        const int64_t head = task / dialogues(), dialogue = task % dialogues();
-        const int64_t length = starts[dialogue + 1] - starts[dialogue];
-        const int64_t byte = bytes[dialogue] + head * length * Mask::stretch(length);
-        if (length) f(head, starts[dialogue], length, byte, scratch);
-      }
+      int64_t before = 0, bytes = 0;  // of the heads that are done, by whichever thread
+      for (int64_t dialogue = 0; dialogue < dialogues(); ++dialogue)
+        for (int64_t head = 0; head < heads; ++head) {
+          if (begin <= before && before < end && length(dialogue)) {
+            f(head, starts[dialogue], length(dialogue), bytes, scratch);
+            scratch.give_back_all();
+          }
+          before += pairs_of(length(dialogue));
+          bytes += length(dialogue) * Mask::stretch(length(dialogue));
+        }
     });
   }
+
+ private:
+  int64_t length(int64_t dialogue) const { return starts[dialogue + 1] - starts[dialogue]; }
+  // Of utterances, in about as many of which one receives from the other.
+  int64_t pairs_of(int64_t length) const { return length * std::min(length, past + 1 + future); }
 };
 
 // A piece of receiving utterances of one head and dialogue with those that they may receive from.
@@ -137,6 +146,7 @@ class Piece {
 
   // x · mask for all rows of the piece; `bytes` are those of the head.
   void drop(float* x, int64_t bytes, int64_t length) const {
+    if (!reach_.mask.any()) return;
     for (int64_t i = 0; i < count; ++i)
       reach_.mask.apply(x + i * step, x + i * step, bytes + (start + i) * Mask::stretch(length), sources);
   }

@@ -21,42 +21,73 @@ class Mask {
   // Bytes that a row of n entries uses: the next one starts at a multiple of 4.
   static int64_t stretch(int64_t n) { return (n + 3) / 4 * 4; }
 
-  // y[i] = x[i] · mask[start + i]; start is a multiple of 4.
-  void apply(const float* x, float* y, int64_t start, int64_t n) const {
-    if (!any()) {
-      if (x != y) std::copy_n(x, n, y);
-      return;
-    }
-    alignas(64) uint32_t words[CHUNK / 4];
-    alignas(64) uint8_t bytes[CHUNK];
-    const int32_t dropped = dropped_;  // on the stack no result can lie over them
-    const float scale = scale_;
-    for (int64_t i = 0; i < n; i += CHUNK) {
-      const int64_t count = std::min<int64_t>(CHUNK, n - i);
-      fill(words, static_cast<uint32_t>((start + i) / 4), static_cast<uint32_t>((count + 63) / 64 * 16));
-      std::memcpy(bytes, words, CHUNK);
-#pragma omp simd
-      for (int64_t j = 0; j < count; ++j) {
-        const float factor = bytes[j] >= dropped ? scale : 0.f;
-        y[i + j] = x[i + j] * factor;
-      }
-    }
+  // Calls f(i, count, factors) for each piece of n entries, `start` being a multiple of 4: 0 for what is dropped.
+  template <typename F>
+  void each(int64_t start, int64_t n, const F& f) const {
+    int64_t i = 0;
+    const auto some = [&](int64_t end) {
+      const Factors factors(*this, static_cast<uint32_t>((start + i) / 4));
+      pieces(end - i, [&](int64_t j, int64_t count) { f(i + j, count, factors.from(j)); });
+    };
+    for (; i + UNIT <= n; i += UNIT) some(i + UNIT);
+    if (i < n) some(n);
+  }
+
+  // y[i] = x[i] · mask[start + i]
+  template <typename T>
+  void apply(const T* x, T* y, int64_t start, int64_t n) const {
+    each(start, n, [&](int64_t i, int64_t count, const Lanes& factors) {
+      store(y + i, load(x + i, count) * factors, count);
+    });
   }
 
  private:
-  static constexpr int64_t CHUNK = 256;
+  static constexpr int64_t UNIT = 64;  // entries whose random bytes are computed at a time
+  typedef uint32_t Words __attribute__((vector_size(UNIT)));
 
   // A counter-based generator: a multiply-and-shift hash of a Weyl sequence.
-  void fill(uint32_t* words, uint32_t first, uint32_t count) const {
-    const uint32_t offset = offset_, key = key_;
-#pragma omp simd
-    for (uint32_t i = 0; i < count; ++i) {
-      uint32_t x = (first + i) * 0x9E3779B9u + offset;
-      x = ((x ^ (x >> 16)) + key) * 0x7FEB352Du;
-      x = ((x ^ (x >> 15)) + key) * 0x846CA68Bu;
-      words[i] = (x ^ (x >> 16)) + key;
-    }
+  Words bytes(uint32_t first) const {
+    Words x = (first + Words{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}) * 0x9E3779B9u + offset_;
+    x = ((x ^ (x >> 16)) + key_) * 0x7FEB352Du;
+    x = ((x ^ (x >> 15)) + key_) * 0x846CA68Bu;
+    return (x ^ (x >> 16)) + key_;
   }
+
+  // What the entries of so many bytes are multiplied by.
+#ifdef CPU_CAPABILITY_AVX512
+  class Factors {
+   public:
+    Factors(const Mask& mask, uint32_t word) : kept_(~uint64_t{0}), scale_(_mm512_set1_ps(mask.scale_)) {
+      // Where all are dropped, what is kept is multiplied by 0.
+      const __m512i dropped = _mm512_set1_epi8(static_cast<char>(std::min(mask.dropped_, 255)));
+      if (mask.any()) kept_ = _mm512_cmpge_epu8_mask(reinterpret_cast<__m512i>(mask.bytes(word)), dropped);
+    }
+    Lanes from(int64_t i) const { return _mm512_maskz_mov_ps(static_cast<__mmask16>(kept_ >> i), scale_); }
+
+   private:
+    uint64_t kept_;
+    __m512 scale_;
+  };
+#else
+  class Factors {
+   public:
+    Factors(const Mask& mask, uint32_t word) {
+      uint8_t random[UNIT] = {};
+      if (mask.any()) {
+        const Words words = mask.bytes(word);
+        std::memcpy(random, &words, UNIT);
+      }
+      const int32_t dropped = mask.dropped_;
+      const float scale = mask.scale_;
+#pragma omp simd
+      for (int64_t i = 0; i < UNIT; ++i) factors_[i] = random[i] >= dropped ? scale : 0.f;
+    }
+    Lanes from(int64_t i) const { return Lanes::loadu(factors_ + i); }
+
+   private:
+    float factors_[UNIT];
+  };
+#endif
 
   uint32_t offset_, key_;
   int32_t dropped_;
@@ -71,11 +102,7 @@ inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped) {
   with_type(x, [&]<typename T>() {
     const T* from = x.const_data_ptr<T>();
     T* to = y.mutable_data_ptr<T>();
-    in_blocks(x.numel(), [&](int64_t start, int64_t count, float* scratch, float* result) {
-      float* out = place(to + start, result);
-      mask.apply(single(from + start, scratch, count), out, start, count);
-      keep(to + start, out, count);
-    });
+    in_blocks(x.numel(), [&](int64_t start, int64_t count) { mask.apply(from + start, to + start, start, count); });
   });
   return y;
 }

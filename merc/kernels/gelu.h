@@ -48,12 +48,10 @@ inline Tensor gelu_of_kind(const Tensor& x, float gain, const Mask& mask) {
   with_type(x, [&]<typename T>() {
     const T* from = x.const_data_ptr<T>();
     T* to = y.mutable_data_ptr<T>();
-    in_blocks(x.numel(), [&](int64_t start, int64_t count, float* scratch, float* result) {
-      const float* in = single(from + start, scratch, count);
-      float* out = place(to + start, result);
-      pieces(count, [&](int64_t i, int64_t n) { store(out + i, Lanes(gain) * Kind::value(load(in + i, n)), n); });
-      mask.apply(out, out, start, count);
-      keep(to + start, out, count);
+    in_blocks(x.numel(), [&](int64_t start, int64_t count) {
+      mask.each(start, count, [&](int64_t i, int64_t n, const Lanes& factors) {
+        store(to + start + i, Lanes(gain) * Kind::value(load(from + start + i, n)) * factors, n);
+      });
     });
   });
   return y;
@@ -64,14 +62,11 @@ inline void gelu_backward_of_kind(const Tensor& of_y, const Tensor& x, float gai
   with_type(x, [&]<typename T>() {
     const T* from = x.const_data_ptr<T>();
     T* to = of_y.mutable_data_ptr<T>();
-    in_blocks(x.numel(), [&](int64_t start, int64_t count, float* scratch, float* result) {
-      float* out = place(to + start, result);
-      mask.apply(single(to + start, scratch, count), out, start, count);
-      const float* in = single(from + start, scratch, count);
-      pieces(count, [&](int64_t i, int64_t n) {
-        store(out + i, load(out + i, n) * Lanes(gain) * Kind::slope(load(in + i, n)), n);
+    in_blocks(x.numel(), [&](int64_t start, int64_t count) {
+      mask.each(start, count, [&](int64_t i, int64_t n, const Lanes& factors) {
+        T* gradient = to + start + i;
+        store(gradient, load(gradient, n) * factors * Lanes(gain) * Kind::slope(load(from + start + i, n)), n);
       });
-      keep(to + start, out, count);
     });
   });
 }

@@ -21,17 +21,16 @@ inline void check_ends(const Tensor& z, const Tensor& vectors) {
 inline Tensor ends(const Tensor& z_, const Tensor& vectors_) {
   const Tensor z = strided(z_), vectors = vectors_.contiguous();
   check_ends(z, vectors);
-  const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1), dim = z.size(2);
+  const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1);
   Tensor out = at::empty({z.size(0), maps, 2}, vectors.options());
   float* to = out.mutable_data_ptr<float>();
   const float* vector = vectors.const_data_ptr<float>();
   with_type(z, [&]<typename T>() {
     const T* from = z.const_data_ptr<T>();
     in_parts(z.size(0), [&](int64_t, int64_t begin, int64_t end) {
-      std::vector<float> scratch(dim);
       for (int64_t row = begin; row < end; ++row)
         for (int64_t head = 0; head < z.size(1); ++head) {
-          const float* in = single(from + row * z.stride(0) + head * z.stride(1), scratch.data(), dim);
+          const T* in = from + row * z.stride(0) + head * z.stride(1);
           for (int64_t part = 0; part < per_head; ++part) {
             const int64_t map = head * per_head + part;
             for (int64_t side = 0; side < 2; ++side)
@@ -88,7 +87,7 @@ inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z
               "a gradient like the rows, whose numbers lie together");
   TORCH_CHECK(of_ends.size(0) == z.size(0) && of_ends.size(1) == vectors.size(0), "a gradient for each number");
   at::assert_no_internal_overlap(of_z);
-  const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1), dim = z.size(2);
+  const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1);
   Tensor sums = at::zeros({at::get_num_threads(), maps, 2, width}, vectors.options());
   float* all_sums = sums.mutable_data_ptr<float>();
   const float *vector = vectors.const_data_ptr<float>(), *incoming = of_ends.const_data_ptr<float>();
@@ -96,20 +95,18 @@ inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z
     const T* from = z.const_data_ptr<T>();
     T* to = of_z.mutable_data_ptr<T>();
     in_parts(z.size(0), [&](int64_t part_of_rows, int64_t begin, int64_t end) {
-      std::vector<float> scratch(dim), scratch_of_z(dim);
       float* own = all_sums + part_of_rows * maps * 2 * width;
       for (int64_t row = begin; row < end; ++row)
         for (int64_t head = 0; head < z.size(1); ++head) {
-          const float* in = single(from + row * z.stride(0) + head * z.stride(1), scratch.data(), dim);
-          T* target = to + row * of_z.stride(0) + head * of_z.stride(1);
-          float* out = const_cast<float*>(single(target, scratch_of_z.data(), dim));
+          const T* in = from + row * z.stride(0) + head * z.stride(1);
+          T* out = to + row * of_z.stride(0) + head * of_z.stride(1);
           for (int64_t part = 0; part < per_head; ++part) {
             const int64_t map = head * per_head + part;
             const float left = incoming[(row * maps + map) * 2], right = incoming[(row * maps + map) * 2 + 1];
             const float *of_left = vector + map * 2 * width, *of_right = of_left + width;
             float *sum_left = own + map * 2 * width, *sum_right = sum_left + width;
-            const float* in_part = in + part * width;
-            float* out_part = out + part * width;
+            const T* in_part = in + part * width;
+            T* out_part = out + part * width;
             pieces(width, [&](int64_t i, int64_t count) {
               const Lanes x = load(in_part + i, count);
               Lanes y = at::vec::fmadd(Lanes(left), load(of_left + i, count), load(out_part + i, count));
@@ -118,7 +115,6 @@ inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z
               store(sum_right + i, at::vec::fmadd(Lanes(right), x, load(sum_right + i, count)), count);
             });
           }
-          keep(target, out, dim);
         }
     });
   });

@@ -25,9 +25,8 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
     const T* from = x.const_data_ptr<T>();
     T* to = y.mutable_data_ptr<T>();
     in_parts(x.size(0) * heads, [&](int64_t, int64_t begin, int64_t end) {
-      std::vector<float> scratch(dim), result(dim);
       for (int64_t row = begin; row < end; ++row) {
-        const float* in = single(from + row * dim, scratch.data(), dim);
+        const T* in = from + row * dim;
         const float mean = sum(in, dim) / static_cast<float>(dim);
         const float squares = total(dim, [&](int64_t i, int64_t count) {
           const Lanes away = load(in + i, count) - Lanes(mean);
@@ -36,14 +35,13 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
         const float scale = 1.f / std::sqrt(squares / static_cast<float>(dim) + static_cast<float>(epsilon));
         moment[2 * row] = mean;
         moment[2 * row + 1] = scale;
-        float* out = place(to + row * dim, result.data());
+        T* out = to + row * dim;
         const float *w_row = w + row % heads * dim, *b_row = b + row % heads * dim;
-        pieces(dim, [&](int64_t i, int64_t count) {
+        mask.each(row * stretch, dim, [&](int64_t i, int64_t count, const Lanes& factors) {
           const Lanes normed = (load(in + i, count) - Lanes(mean)) * Lanes(scale);
-          store(out + i, Gelu::value(at::vec::fmadd(normed, load(w_row + i, count), load(b_row + i, count))), count);
+          const Lanes inner = at::vec::fmadd(normed, load(w_row + i, count), load(b_row + i, count));
+          store(out + i, Gelu::value(inner) * factors, count);
         });
-        mask.apply(out, out, row * stretch, dim);
-        keep(to + row * dim, out, dim);
       }
     });
   });
@@ -68,38 +66,31 @@ inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
     const T *incoming = of_y.const_data_ptr<T>(), *from = x.const_data_ptr<T>();
     T* to = of_x.mutable_data_ptr<T>();
     in_parts(x.size(0) * heads, [&](int64_t part, int64_t begin, int64_t end) {
-      std::vector<float> scratch(dim), scratch_of_y(dim), result(dim), normed_row(dim), kept(dim);
+      std::vector<float> normed_row(dim), of_normed_row(dim);
       for (int64_t row = begin; row < end; ++row) {
         const int64_t head = row % heads;
-        const float* in = single(from + row * dim, scratch.data(), dim);
-        const float* of_out = single(incoming + row * dim, scratch_of_y.data(), dim);
-        if (mask.any()) {
-          mask.apply(of_out, kept.data(), row * stretch, dim);
-          of_out = kept.data();
-        }
+        const T *in = from + row * dim, *of_out = incoming + row * dim;
         const Lanes mean(moment[2 * row]), scale(moment[2 * row + 1]);
         const float *w_row = w + head * dim, *b_row = b + head * dim;
         float *of_w = all_sums + (2 * part * heads + head) * dim, *of_b = of_w + heads * dim;
-        float* out = place(to + row * dim, result.data());
         Lanes total(0.f), along(0.f);
-        pieces(dim, [&](int64_t i, int64_t count) {
+        mask.each(row * stretch, dim, [&](int64_t i, int64_t count, const Lanes& factors) {
           const Lanes normed = (load(in + i, count) - mean) * scale, factor = load(w_row + i, count);
-          const Lanes of_inner =
-              load(of_out + i, count) * Gelu::slope(at::vec::fmadd(normed, factor, load(b_row + i, count)));
+          const Lanes inner = at::vec::fmadd(normed, factor, load(b_row + i, count));
+          const Lanes of_inner = load(of_out + i, count) * factors * Gelu::slope(inner);
           store(of_w + i, at::vec::fmadd(of_inner, normed, load(of_w + i, count)), count);
           store(of_b + i, load(of_b + i, count) + of_inner, count);
           const Lanes of_normed = of_inner * factor;  // 0 in lanes behind the end, as the factor is
           store(normed_row.data() + i, normed, count);
-          store(out + i, of_normed, count);
+          store(of_normed_row.data() + i, of_normed, count);
           total = total + of_normed;
           along = at::vec::fmadd(of_normed, normed, along);
         });
         const Lanes level(sum(total) / static_cast<float>(dim)), tilt(sum(along) / static_cast<float>(dim));
         pieces(dim, [&](int64_t i, int64_t count) {
-          const Lanes rest = load(out + i, count) - level - tilt * load(normed_row.data() + i, count);
-          store(out + i, rest * scale, count);
+          const Lanes of_normed = load(of_normed_row.data() + i, count), normed = load(normed_row.data() + i, count);
+          store(to + row * dim + i, (of_normed - level - tilt * normed) * scale, count);
         });
-        keep(to + row * dim, out, dim);
       }
     });
   });

@@ -35,10 +35,31 @@ inline void pieces(int64_t n, const F& f) {
   if (i < n) f(i, n - i);
 }
 
+// What is stored at x in single precision, 0 behind the end.
 inline Lanes load(const float* x, int64_t count) { return count == LANES ? Lanes::loadu(x) : Lanes::loadu(x, count); }
+
+inline Lanes load(const at::BFloat16* x, int64_t count) {
+#ifdef CPU_CAPABILITY_AVX512
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count), x)), 16));
+#else
+  float there[LANES] = {};
+  at::vec::convert(x, there, count);
+  return Lanes::loadu(there);
+#endif
+}
 
 inline void store(float* y, const Lanes& x, int64_t count) {
   count == LANES ? x.store(y) : x.store(y, count);
+}
+
+inline void store(at::BFloat16* y, const Lanes& x, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
+  _mm256_mask_storeu_epi16(y, first(count), (__m256i)_mm512_cvtneps_pbh(x));
+#else
+  float here[LANES];
+  x.store(here);
+  at::vec::convert(here, y, count);
+#endif
 }
 
 // The same with another number than 0 behind the end.
@@ -102,11 +123,13 @@ inline float total(int64_t n, const F& f) {
   return sum((a + b) + (c + d));
 }
 
-inline float sum(const float* x, int64_t n) {
+template <typename T>
+inline float sum(const T* x, int64_t n) {
   return total(n, [&](int64_t i, int64_t count) { return load(x + i, count); });  // 0 behind the end
 }
 
-inline float dot(const float* x, const float* y, int64_t n) {
+template <typename T>
+inline float dot(const T* x, const float* y, int64_t n) {
   return total(n, [&](int64_t i, int64_t count) { return load(x + i, count) * load(y + i, count); });
 }
 
@@ -117,19 +140,6 @@ inline void add(float* y, float a, const float* x, int64_t n) {
     store(y + i, at::vec::fmadd(factor, load(x + i, count), load(y + i, count)), count);
   });
 }
-
-// The n numbers at x in single precision, in scratch where they are stored otherwise.
-inline const float* single(const float* x, float*, int64_t) { return x; }
-inline const float* single(const at::BFloat16* x, float* scratch, int64_t n) {
-  at::vec::convert(x, scratch, n);
-  return scratch;
-}
-
-// Where to compute n numbers that are to be stored at x.
-inline float* place(float* x, float*) { return x; }
-inline float* place(at::BFloat16*, float* scratch) { return scratch; }
-inline void keep(float*, const float*, int64_t) {}
-inline void keep(at::BFloat16* x, const float* scratch, int64_t n) { at::vec::convert(scratch, x, n); }
 
 // Calls f<T>() with the type of the numbers.
 template <typename F>
@@ -169,14 +179,13 @@ void in_parts(int64_t count, const F& f) {
   });
 }
 
-// Calls f(start, count, scratch, more scratch) for each block of n numbers.
+// Calls f(start, count) for each block of n numbers.
 template <typename F>
 inline void in_blocks(int64_t n, const F& f) {
   constexpr int64_t BLOCK = 2048;
   at::parallel_for(0, (n + BLOCK - 1) / BLOCK, 8, [&](int64_t begin, int64_t end) {
-    alignas(64) float scratch[BLOCK], more[BLOCK];
     for (int64_t start = begin * BLOCK; start < std::min(n, end * BLOCK); start += BLOCK)
-      f(start, std::min(BLOCK, n - start), scratch, more);
+      f(start, std::min(BLOCK, n - start));
   });
 }
 

@@ -28,7 +28,7 @@ from merc.kernels import native
 from merc.models.plain import plain_form
 from merc.models.precision import lower_precision, multiplies_bfloat16
 
-WORTHWHILE = 2**24  # multiplications below which anything but the BLAS costs more to set up than it saves
+WORTHWHILE = 2**22  # multiplications below which anything but the BLAS costs more to set up than it saves
 WORTHWHILE_LOWERED = 2**18  # likewise in bfloat16, for whose products PyTorch converts weights and has kernels compiled
 
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
