@@ -31,11 +31,12 @@ class Affinity(nn.Module):
         self.dropout = Dropout(dropout)
         self.query_key = Linear(hidden_dim, 2 * hidden_dim)
 
-    def forward(self, x_ND: Tensor, values_ND: Tensor, batch: ConversationBatch) -> Tensor:
-        """A(x) · values: two (N, D) → (N, D)."""
+    def forward(self, x_ND: Tensor, values_NCD: Tensor, batch: ConversationBatch) -> Tensor:
+        """A(x) · values: (N, D) and C rows for each of them, (N, C, D) → (N, C, D)."""
         query, key = self.query_key(x_ND).unflatten(-1, (2, self.heads, self.width)).unbind(1)
-        value = values_ND.unflatten(-1, (self.heads, self.width))
-        return attend(query * self.width**-0.5, key, value, batch, self.dropout.rate).flatten(1)
+        value = values_NCD.unflatten(-1, (self.heads, self.width)).transpose(1, 2)
+        diffused = attend(query * self.width**-0.5, key, value.flatten(2), batch, self.dropout.rate)
+        return diffused.unflatten(-1, (-1, self.width)).transpose(1, 2).flatten(2)
 
 
 class GuidedDiffusion(nn.Module):
@@ -75,11 +76,12 @@ class GuidedDiffusion(nn.Module):
 
     def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
         """Modality → (N, D), to the same."""
-        guide_ND = rows[self.guide]
-        received_ND = guide_ND
-        for m, value in self.values.items():
-            within_ND = self.affinities[m](rows[m], value(rows[m]), batch)
-            diffused_ND = self.affinities[self.guide](guide_ND, within_ND, batch)
-            gate_ND = self.gates[m](torch.cat([guide_ND, diffused_ND], dim=-1)).sigmoid()
+        if not self.values:
+            return dict(rows)
+        received_ND = guide_ND = rows[self.guide]
+        within = [self.affinities[m](rows[m], value(rows[m])[:, None], batch) for m, value in self.values.items()]
+        diffused_NCD = self.affinities[self.guide](guide_ND, torch.cat(within, dim=1), batch)
+        for gate, diffused_ND in zip(self.gates.values(), diffused_NCD.unbind(1), strict=True):
+            gate_ND = gate(torch.cat([guide_ND, diffused_ND], dim=-1)).sigmoid()
             received_ND = torch.addcmul(received_ND, gate_ND, self.dropout(diffused_ND))
         return {**rows, self.guide: received_ND}

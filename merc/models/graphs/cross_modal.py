@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from merc.data.conversation import ConversationBatch
 from merc.models.dropout import Dropout
 from merc.models.gelu_linear import GeluLinear
+from merc.models.graphs.banded import SLOPE, ends, mix
 from merc.models.graphs.neighbourhood import Neighbourhood, window_mask
 from merc.models.graphs.relational import xavier
 from merc.models.linear import Linear
@@ -50,21 +51,32 @@ class CrossModalGraph(nn.Module):
         if not self.modalities:
             return dict(rows)
         hood = Neighbourhood.of(batch, self.past, self.future)
-        inside = window_mask(batch, hood)
-        z = {m: projection(rows[m]) for m, projection in self.projections.items()}
-        values = {m: hood.windows(z_ND) for m, z_ND in z.items()}
-        right = {m: hood.windows(z[m] @ self.source[i, :, None]) for i, m in enumerate(self.modalities)}
-        direction = (hood.distance(batch.device).sign() + 1).expand_as(inside)
-        updated = dict(rows)
-        for i, m in enumerate(self.modalities):
-            others = [(j, o) for j, o in enumerate(self.modalities) if o != m]
-            left = hood.blocks(z[m] @ self.receiver[i])[:, :, None]
-            scores = torch.cat(
-                [left + right[o].transpose(1, 2) + self.direction[i, j][direction] for j, o in others],
-                dim=-1,
-            )
-            absent = ~inside.repeat(1, 1, len(others))
-            attention = F.leaky_relu(scores, 0.2).masked_fill(absent, torch.finfo(scores.dtype).min).softmax(-1)
-            received = hood.unblock(self.dropout(attention) @ torch.cat([values[o] for _, o in others], dim=1))
-            updated[m] = self.norms[m](rows[m] + self.outputs[m](received))
-        return updated
+        z_NMD = torch.stack([projection(rows[m]) for m, projection in self.projections.items()], dim=1)
+        ends_NM2, z_NMD = ends(z_NMD, torch.stack([self.receiver, self.source], dim=1))
+        attention = self.dropout(self._attention(ends_NM2, window_mask(batch, hood), hood))
+        received = zip(self.modalities, _receive(attention, z_NMD, hood).unbind(1), strict=True)
+        return {**rows, **{m: self.norms[m](rows[m] + self.outputs[m](received_ND)) for m, received_ND in received}}
+
+    def _attention(self, ends_NM2: Tensor, inside: Tensor, hood: Neighbourhood) -> Tensor:
+        """(G, S, M, K, M): what each modality of a row receives from each modality of its candidates."""
+        left_GSM, right_GKM = hood.blocks(ends_NM2[..., 0]), hood.windows(ends_NM2[..., 1])
+        way_SK = hood.distance(inside.device).sign() + 1
+        of_way = self.direction[:, :, way_SK].permute(2, 0, 3, 1)
+        scores = F.leaky_relu(left_GSM[..., None, None] + right_GKM[:, None, None] + of_way, SLOPE)
+        others_MM = ~torch.eye(len(self.modalities), dtype=torch.bool, device=inside.device)
+        edges = inside[:, :, None, :, None] & others_MM[:, None]
+        scores = scores.masked_fill(~edges, torch.finfo(scores.dtype).min)
+        return scores.flatten(3).softmax(-1).view_as(scores)
+
+
+def _receive(attention: Tensor, z_NMD: Tensor, hood: Neighbourhood) -> Tensor:
+    """Sum of the sources' rows: (G, S, M, K, M) attention and (N, M, D) rows → (N, M, D).
+
+    It is a sum over a band whose rows are the modalities of one utterance after those of the other.
+    """
+    count = z_NMD.shape[1]
+    beyond = count - 1  # the first modality of an utterance receives from the last one of the furthest, and vice versa
+    past, future = (count * reach + beyond for reach in (hood.past, hood.future))
+    every = Neighbourhood(count * hood.rows, past, future, count * hood.size)
+    band = F.pad(attention.flatten(1, 2).flatten(2), (beyond, beyond))
+    return mix(band[:, :, None], z_NMD.flatten(0, 1), every).view_as(z_NMD)
