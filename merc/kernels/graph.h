@@ -79,42 +79,42 @@ inline std::tuple<Tensor, Tensor> relation_scores_backward(
   return {of_vectors, of_tables};
 }
 
-// Adds what comes from the inner products to the gradient of the rows; returns the gradient of the vectors.
+// Adds what comes from the inner products to the gradient of the rows; returns the gradient of the vectors. Where the
+// heads are the same rows (their stride is 0), the gradients of all maps are added up.
 inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z_, const Tensor& vectors_) {
   const Tensor z = strided(z_), vectors = vectors_.contiguous(), of_ends = of_ends_.contiguous();
   check_ends(z, vectors);
   TORCH_CHECK(of_z.sizes() == z.sizes() && of_z.scalar_type() == z.scalar_type() && of_z.stride(-1) == 1,
               "a gradient like the rows, whose numbers lie together");
   TORCH_CHECK(of_ends.size(0) == z.size(0) && of_ends.size(1) == vectors.size(0), "a gradient for each number");
-  at::assert_no_internal_overlap(of_z);
+  const bool shared = of_z.stride(1) == 0;
+  at::assert_no_internal_overlap(shared ? of_z.select(1, 0) : of_z);
   const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1);
+  const int64_t at_once = shared ? maps : 1;  // maps whose gradient is added to the same numbers
   Tensor sums = at::zeros({at::get_num_threads(), maps, 2, width}, vectors.options());
   float* all_sums = sums.mutable_data_ptr<float>();
   const float *vector = vectors.const_data_ptr<float>(), *incoming = of_ends.const_data_ptr<float>();
   with_type(z, [&]<typename T>() {
     const T* from = z.const_data_ptr<T>();
     T* to = of_z.mutable_data_ptr<T>();
-    in_parts(z.size(0), [&](int64_t part_of_rows, int64_t begin, int64_t end) {
-      float* own = all_sums + part_of_rows * maps * 2 * width;
+    in_parts(z.size(0), [&](int64_t part, int64_t begin, int64_t end) {
+      float* own = all_sums + part * maps * 2 * width;
       for (int64_t row = begin; row < end; ++row)
-        for (int64_t head = 0; head < z.size(1); ++head) {
-          const T* in = from + row * z.stride(0) + head * z.stride(1);
-          T* out = to + row * of_z.stride(0) + head * of_z.stride(1);
-          for (int64_t part = 0; part < per_head; ++part) {
-            const int64_t map = head * per_head + part;
-            const float left = incoming[(row * maps + map) * 2], right = incoming[(row * maps + map) * 2 + 1];
-            const float *of_left = vector + map * 2 * width, *of_right = of_left + width;
-            float *sum_left = own + map * 2 * width, *sum_right = sum_left + width;
-            const T* in_part = in + part * width;
-            T* out_part = out + part * width;
-            pieces(width, [&](int64_t i, int64_t count) {
-              const Lanes x = load(in_part + i, count);
-              Lanes y = at::vec::fmadd(Lanes(left), load(of_left + i, count), load(out_part + i, count));
-              store(out_part + i, at::vec::fmadd(Lanes(right), load(of_right + i, count), y), count);
-              store(sum_left + i, at::vec::fmadd(Lanes(left), x, load(sum_left + i, count)), count);
-              store(sum_right + i, at::vec::fmadd(Lanes(right), x, load(sum_right + i, count)), count);
-            });
-          }
+        for (int64_t map = 0; map < maps; map += at_once) {
+          const int64_t head = map / per_head, channel = map % per_head * width;
+          const T* in = from + row * z.stride(0) + head * z.stride(1) + channel;
+          T* out = to + row * of_z.stride(0) + head * of_z.stride(1) + channel;
+          pieces(width, [&](int64_t i, int64_t count) {
+            const Lanes x = load(in + i, count);
+            Lanes of_x = load(out + i, count);
+            for (int64_t end = 2 * map; end < 2 * (map + at_once); ++end) {
+              const Lanes factor(incoming[row * maps * 2 + end]);
+              of_x = at::vec::fmadd(factor, load(vector + end * width + i, count), of_x);
+              float* sum = own + end * width + i;
+              store(sum, at::vec::fmadd(factor, x, load(sum, count)), count);
+            }
+            store(out + i, of_x, count);
+          });
         }
     });
   });

@@ -69,7 +69,7 @@ def test_the_product_never_does_less(make_model: Make, make_batch: MakeBatch) ->
     model, batch = make_model("model=amb_dsgdn_released", "hyperparameters.heads=4"), make_batch()
     with FlopCounterMode(display=False) as counter:
         model(batch).fused.sum().backward()
-    assert flops(linear_maps(model, batch), training=True) < counter.get_total_flops()
+    assert flops(linear_maps(model, batch), training=True) <= counter.get_total_flops()
 
 
 @pytest.mark.parametrize(("dtype", "own"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)])

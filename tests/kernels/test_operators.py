@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import pytest
@@ -15,7 +16,7 @@ from merc.kernels.library import loaded
 from merc.models.attention import attend
 from merc.models.dropout import Masks, RandomBytes, apply_mask, dropout, keep_scale
 from merc.models.gelu_linear import Approximation, gelu_linear
-from merc.models.graphs.banded import attention_band, ends, mix, receive_mapped, relation_scores
+from merc.models.graphs.banded import Relations, attend_neighbours, attention_band, ends, mapped, mix, with_padding
 from merc.models.graphs.neighbourhood import Neighbourhood, Relation, relation_graphs
 from merc.models.head_norm import head_norm_gelu
 from tests.models.test_banded import HEADS, any_graph, batch_of, doubles
@@ -98,12 +99,6 @@ def test_gelu_of_what_is_not_finite() -> None:
     assert ours[1].isnan()
 
 
-@pytest.mark.parametrize(("maps", "tables"), [(4, 4), (8, 4), (3, 1)])
-def test_scores_of_relations(maps: int, tables: int) -> None:
-    torch.manual_seed(0)
-    assert_agree(relation_scores, doubles(maps, 10), doubles(tables, 6, 10))
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("maps", [HEADS, 2 * HEADS])
 def test_ends_of_scores(threads: int, maps: int, transposed: bool) -> None:
@@ -120,7 +115,7 @@ def test_ends_of_scores(threads: int, maps: int, transposed: bool) -> None:
 
 @settings(max_examples=40, deadline=None)
 @any_graph
-def test_attention_of_a_band(
+def test_attention_among_neighbours(
     dialogues: list[list[int]],
     window: tuple[int, int],
     relational: bool,
@@ -130,15 +125,25 @@ def test_attention_of_a_band(
 ) -> None:
     torch.manual_seed(0)
     graph = relation_graphs(batch_of(dialogues, padded), *window, self_loops)["inter_speaker"]
-    maps = HEADS * (2 if difference else 1)
-    others = [doubles(maps, len(Relation))] * relational + [doubles(HEADS)] * difference
+    maps, width = HEADS * (2 if difference else 1), 20
+    others = [doubles(maps, 5), doubles(HEADS, len(Relation), 5)] * relational + [doubles(HEADS)] * difference
 
-    def band(ends_NM2: Tensor, *others: Tensor) -> Tensor:
-        relation_MR, coefficients_H = others[0] if relational else None, others[-1] if difference else None
-        attention = attention_band(ends_NM2, relation_MR, coefficients_H, graph, dropout=0.0)
-        return attention * graph.connected[:, :, None]
+    def received(values_NI: Tensor, vectors_M2C: Tensor, *others: Tensor) -> Tensor:
+        relations = Relations(*others[:2]) if relational else None
+        coefficients_H = others[-1] if difference else None
+        return attend_neighbours(values_NI, vectors_M2C, relations, coefficients_H, graph, dropout=0.0)
 
-    assert_agree(band, doubles(graph.neighbourhood.rows, maps, 2), *others)
+    for channels in (width, width // maps):  # of whole rows, or of the part of each map
+        assert_agree(received, doubles(graph.neighbourhood.rows, width), doubles(maps, 2, channels), *others)
+
+
+def test_maps_that_share_a_table_of_relations() -> None:
+    torch.manual_seed(0)
+    graph = relation_graphs(batch_of([[0, 1, 0, 0, 2]]), 2, 1)["inter_speaker"]
+    assert_agree(
+        lambda x, a, v, t: attend_neighbours(x, a, Relations(v, t), None, graph, dropout=0.0),
+        *(doubles(5, 7), doubles(3, 2, 7), doubles(3, 10), doubles(1, 6, 10)),
+    )
 
 
 of_any_band = given(
@@ -187,7 +192,12 @@ def test_sums_through_the_map_of_each_head(threads: int, padded: bool) -> None:
     graph = relation_graphs(batch_of([[0, 1, 0, 0, 2], [1], [0, 0, 1] * 4], padded), past=2, future=3)["inter_speaker"]
     hood = graph.neighbourhood
     inputs = doubles(hood.count, hood.size, HEADS, hood.width), doubles(hood.rows, 6), doubles(HEADS, 6, 4)
-    assert_agree(lambda a, v, w: receive_mapped(a * graph.connected[:, :, None], v, w, graph), *inputs)
+
+    def received(attention: Tensor, values_NI: Tensor, weight_HID: Tensor) -> Tensor:
+        sums_NHI = mix(attention * graph.connected[:, :, None], values_NI, hood)
+        return mapped(with_padding(sums_NHI, values_NI, graph), weight_HID)
+
+    assert_agree(received, *inputs)
 
 
 @settings(max_examples=40, deadline=None)
@@ -256,15 +266,15 @@ def functions_with_dropout() -> dict[str, tuple[Callable[..., Tensor], list[Tens
             lambda p, x: gelu_linear(x, torch.eye(35), torch.zeros(35), p, "tanh", 1.5),
             [torch.randn(rows, 35)],
         ),
-        "band": (
-            lambda p, e: attention_band(e, None, torch.full((HEADS,), 0.5), graph, p),
-            [torch.randn(rows, 2 * HEADS, 2)],
+        "neighbours": (
+            lambda p, v: attend_neighbours(torch.eye(rows), v, None, torch.full((HEADS,), 0.5), graph, p),
+            [torch.randn(2 * HEADS, 2, rows)],
         ),
         "utterances": (lambda p, q, k: attend(q, k, units, batch, p, difference=True), maps),
     }
 
 
-@pytest.mark.parametrize("name", ["rows", "norm", "gelu", "band", "utterances"])
+@pytest.mark.parametrize("name", ["rows", "norm", "gelu", "neighbours", "utterances"])
 def test_dropout_inside_an_operator_drops_single_entries_of_value_and_gradient(name: str) -> None:
     function, inputs = functions_with_dropout()[name]
     inputs = [x.requires_grad_() for x in inputs]
@@ -295,9 +305,8 @@ def test_nan_is_not_hidden() -> None:
     batch = batch_of([[0, 1, 0, 1]])
     graph = relation_graphs(batch, 1, 1)["inter_speaker"]
     nan = torch.full((4, HEADS, 2), float("nan"))
-    assert (
-        attention_band(nan, None, None, graph, 0.0)[graph.connected[:, :, None].expand(-1, -1, HEADS, -1)].isnan().all()
-    )
+    vectors_M2C = torch.full((HEADS, 2, 4), float("nan"))
+    assert attend_neighbours(torch.eye(4), vectors_M2C, None, None, graph, 0.0).isnan().all()
     assert attend(nan, nan, nan, batch, 0.0).isnan().all()
     assert head_norm_gelu(nan, torch.ones(HEADS, 2), torch.ones(HEADS, 2)).isnan().all()
     assert dropout(nan, 0.5).isnan().all()
@@ -343,9 +352,16 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         lambda: ends(x, torch.zeros(1, 2, 6)),
         lambda: ends(x, torch.zeros(HEADS, 2, 5)),
         lambda: head_norm_gelu(x, torch.zeros(HEADS, 5), torch.zeros(HEADS, 5)),
-        lambda: relation_scores(torch.zeros(3, 10), torch.zeros(2, 6, 10)),
-        lambda: relation_scores(torch.zeros(2, 10), torch.zeros(2, 6, 9)),
-        lambda: attention_band(torch.zeros(99, HEADS, 2), None, None, graph, 0.0),
+        lambda: attend_neighbours(torch.zeros(99, 6), torch.zeros(HEADS, 2, 6), None, None, graph, 0.0),
+        lambda: attend_neighbours(torch.zeros(4, 6), torch.zeros(HEADS, 2, 5), None, None, graph, 0.0),
+        *(
+            partial(attend_neighbours, torch.zeros(4, 6), torch.zeros(3, 2, 6), Relations(*shapes), None, graph, 0.0)
+            for shapes in (
+                (torch.zeros(3, 10), torch.zeros(2, 6, 10)),
+                (torch.zeros(3, 10), torch.zeros(3, 6, 9)),
+                (torch.zeros(2, 10), torch.zeros(2, 6, 10)),
+            )
+        ),
         lambda: mix(torch.zeros(1, 8, HEADS, 10), torch.zeros(9, 3), graph.neighbourhood),
     ]
     for call in wrong:
@@ -365,7 +381,9 @@ def test_parameters_may_be_of_lower_precision() -> None:
     x, weight, vectors = torch.randn(5, HEADS, 8), torch.randn(HEADS, 8), torch.randn(HEADS, 2, 8)
     assert head_norm_gelu(x, weight.bfloat16(), weight.bfloat16()).isfinite().all()
     assert ends(1 * x, vectors.bfloat16())[0].isfinite().all()
-    assert relation_scores(torch.randn(4, 10).bfloat16(), torch.randn(2, 6, 10)).isfinite().all()
+    graph = relation_graphs(batch_of([[0, 1, 0, 1, 1]]), 1, 1)["inter_speaker"]
+    relations = Relations(torch.randn(HEADS, 10).bfloat16(), torch.randn(1, 6, 10))
+    assert attend_neighbours(x[:, 0], vectors.bfloat16(), relations, None, graph, 0.0).isfinite().all()
 
 
 def test_bfloat16_is_close() -> None:
@@ -382,6 +400,8 @@ def test_bfloat16_is_close() -> None:
         lambda x: ends(1 * x, vectors_42C)[0],
         lambda x: ends(1 * x, vectors_42C)[1] * 2,
         lambda x: mix(band, x.flatten(1), hood),
+        lambda x: attend_neighbours(x.flatten(1), vectors_42C / 2, None, torch.ones(HEADS), graph, 0.0),
+        lambda x: attend_neighbours(x.flatten(1), vectors_42C.repeat(1, 1, 4) / 8, None, torch.ones(HEADS), graph, 0.0),
         lambda x: attend(x / 4, x, x, batch, 0.0),
         lambda x: dropout(x, 1 / 256),
     ]

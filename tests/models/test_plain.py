@@ -12,7 +12,7 @@ from merc.models import linear as linear_module
 from merc.models.attention import attend
 from merc.models.dropout import dropout
 from merc.models.gelu_linear import gelu_linear
-from merc.models.graphs.banded import attention_band, ends, mix, receive_mapped, relation_scores
+from merc.models.graphs.banded import Relations, attend_neighbours, ends, mapped, mix, with_padding
 from merc.models.graphs.neighbourhood import Relation, relation_graphs
 from merc.models.head_norm import head_norm_gelu
 from merc.models.linear import Engine, linear, product
@@ -67,11 +67,6 @@ def test_a_linear_map_behind_gelu() -> None:
     assert_forms_agree(lambda x, w, b: gelu_linear(x, w, b, 0.0, "tanh", 1.5), *inputs)
 
 
-def test_scores_of_relations() -> None:
-    torch.manual_seed(0)
-    assert_forms_agree(relation_scores, numbers(4, 10), numbers(2, 6, 10))
-
-
 @pytest.mark.parametrize("maps", [HEADS, 2 * HEADS])
 def test_ends_of_scores(maps: int) -> None:
     torch.manual_seed(0)
@@ -86,19 +81,21 @@ def test_ends_of_scores(maps: int) -> None:
 @pytest.mark.parametrize("self_loops", [True, False])
 @pytest.mark.parametrize("relations", [True, False])
 @pytest.mark.parametrize("difference", [True, False])
-def test_attention_of_a_band(
+def test_attention_among_neighbours(
     make_batch: Callable[..., ConversationBatch], self_loops: bool, relations: bool, difference: bool
 ) -> None:
     torch.manual_seed(0)
     graph = relation_graphs(make_batch(LENGTHS), past=2, future=3, self_loops=self_loops)["intra_speaker"]
-    others = [numbers(HEADS * (1 + difference), len(Relation))] * relations + [numbers(HEADS)] * difference
+    maps = HEADS * (1 + difference)
+    others = [numbers(maps, 5), numbers(1, len(Relation), 5)] * relations + [numbers(HEADS)] * difference
 
-    def band(ends_NM2: Tensor, *others: Tensor) -> Tensor:
-        relation_MR = others[0] if relations else None
-        band = attention_band(ends_NM2, relation_MR, others[-1] if difference else None, graph, dropout=0.0)
-        return band * graph.connected[:, :, None]  # what lies behind the last row belongs to nobody
+    def received(values_NI: Tensor, vectors_M2C: Tensor, *others: Tensor) -> Tensor:
+        of_relations = Relations(*others[:2]) if relations else None
+        coefficients_H = others[-1] if difference else None
+        return attend_neighbours(values_NI, vectors_M2C, of_relations, coefficients_H, graph, dropout=0.0)
 
-    assert_forms_agree(band, numbers(N, HEADS * (1 + difference), 2), *others)
+    for channels in (DIM * 2, DIM * 2 // maps):
+        assert_forms_agree(received, numbers(N, DIM * 2), numbers(maps, 2, channels), *others)
 
 
 def test_sums_over_a_band(make_batch: Callable[..., ConversationBatch]) -> None:
@@ -117,10 +114,12 @@ def test_sums_through_the_map_of_each_head(make_batch: Callable[..., Conversatio
     graph = relation_graphs(batch, past=2, future=3)["inter_speaker"]
     hood = graph.neighbourhood
     attention = numbers(hood.count, hood.size, HEADS, hood.width)
-    assert_forms_agree(
-        lambda a, v, w: receive_mapped(a * graph.connected[:, :, None], v, w, graph),
-        *(attention, numbers(batch.rows, DIM), numbers(HEADS, DIM, 4)),
-    )
+
+    def received(attention: Tensor, values_NI: Tensor, weight_HID: Tensor) -> Tensor:
+        sums_NHI = mix(attention * graph.connected[:, :, None], values_NI, hood)
+        return mapped(with_padding(sums_NHI, values_NI, graph), weight_HID)
+
+    assert_forms_agree(received, attention, numbers(batch.rows, DIM), numbers(HEADS, DIM, 4))
 
 
 @pytest.mark.parametrize("difference", [False, True])

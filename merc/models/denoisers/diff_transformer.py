@@ -11,6 +11,7 @@ from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.transformer import PositionedLayers, TransformerLayer
 from merc.models.dropout import Dropout
 from merc.models.linear import Linear
+from merc.models.precision import at_least_single
 
 
 class DiffAttention(nn.Module):
@@ -60,7 +61,8 @@ class DiffAttention(nn.Module):
         value_NMV = value_NHV.repeat(1, 2, 1)
         attended_NMV = attend(query_NMQ, key_NMQ, value_NMV, batch, self.dropout.rate, window=self.window)
         first_NHV, second_NHV = attended_NMV.chunk(2, dim=1)
-        heads_NHV = (1 - self.lambda_init) * self.norm(first_NHV - self.coefficient() * second_NHV)
+        difference_NHV = at_least_single(first_NHV) - self.coefficient() * second_NHV
+        heads_NHV = (1 - self.lambda_init) * self.norm(difference_NHV)
         out_ND: Tensor = self.output(heads_NHV.flatten(1))
         return out_ND
 

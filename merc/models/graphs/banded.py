@@ -5,6 +5,7 @@ receiving rows with K candidates each. H heads share the rows; M maps of attenti
 the maps are subtracted.
 """
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -55,25 +56,102 @@ class _Ends(Function):
         return of_z_LHD, of_vectors_M2C
 
 
-def relation_scores(vectors_MV: Tensor, tables_TRV: Tensor) -> Tensor:
-    """Inner products of each map's vector with the relation vectors of its table, that of map m being m·T/M: (M, R)."""
-    if native(vectors_MV, tables_TRV):
-        vectors_MV, tables_TRV = at_least_single(vectors_MV), at_least_single(tables_TRV)
-        return cast(Tensor, _RelationScores.apply(vectors_MV, tables_TRV))  # type: ignore[no-untyped-call]
-    tables_MRV = tables_TRV.repeat_interleave(len(vectors_MV) // len(tables_TRV), 0)
-    return (tables_MRV @ vectors_MV[..., None]).squeeze(-1)
+@dataclass(frozen=True)
+class Relations:
+    """What the relation of an edge adds to its score: ⟨vector of the map, vector of the relation⟩.
+
+    Attributes:
+        vectors: (M, V), one for each map.
+        tables: (T, R, V), a vector for each kind of relation; map m reads table m·T/M.
+    """
+
+    vectors: Tensor
+    tables: Tensor
+
+    def scores(self) -> Tensor:
+        """(M, R) of each map and kind of relation."""
+        tables_MRV = self.tables.repeat_interleave(len(self.vectors) // len(self.tables), 0)
+        return (tables_MRV @ self.vectors[..., None]).squeeze(-1)
 
 
-class _RelationScores(Function):
+def attend_neighbours(
+    values_NI: Tensor,
+    vectors_M2C: Tensor,
+    relations: Relations | None,
+    coefficients_H: Tensor | None,
+    graph: RelationGraph,
+    dropout: float,
+) -> Tensor:
+    """Sum of the sources' values, weighted by :func:`attention_band` of scores that hang on the values: (N, H, I).
+
+    Args:
+        values_NI: the same for all heads.
+        vectors_M2C: inner products with them are the receiving and the source end of a score of M maps. The maps see
+            whole rows, C = I, or share out their channels, M·C = I.
+        relations: what relations add to scores; None: they do not matter.
+        coefficients_H: see :func:`attention_band`.
+        graph: where there are edges.
+        dropout: see :func:`attention_band`.
+    """
+    of_relations = (None, None) if relations is None else (relations.vectors, relations.tables)
+    parameters = (vectors_M2C, coefficients_H, *of_relations)
+    if native(values_NI, *parameters):
+        singles = (x if x is None else at_least_single(x) for x in parameters)
+        return cast(Tensor, _AttendNeighbours.apply(values_NI, *singles, graph, dropout))  # type: ignore[no-untyped-call]
+    ends_NM2, _ = ends(_rows_of_maps(values_NI, vectors_M2C), vectors_M2C)
+    relation_MR = None if relations is None else relations.scores()
+    attention = attention_band(ends_NM2, relation_MR, coefficients_H, graph, dropout)
+    return mix(attention, values_NI, graph.neighbourhood)
+
+
+def _rows_of_maps(values_NI: Tensor, vectors_M2C: Tensor) -> Tensor:
+    """The rows as heads for :func:`ends`: one that maps share out, or the same rows for every map."""
+    heads = len(vectors_M2C) if vectors_M2C.shape[2] == values_NI.shape[1] else 1
+    return values_NI[:, None].expand(-1, heads, -1)
+
+
+class _AttendNeighbours(Function):
+    """One node of autograd's instead of five, each of which takes as long as a small product.
+
+    What heads receive is kept for the backward pass, their maps are computed again.
+    """
+
     @staticmethod
-    def forward(ctx: Any, vectors_MV: Tensor, tables_TRV: Tensor) -> Tensor:
-        ctx.save_for_backward(vectors_MV, tables_TRV)
-        return cast(Tensor, torch.ops.merc.relation_scores(vectors_MV, tables_TRV))
+    def forward(
+        ctx: Any,
+        values_NI: Tensor,
+        vectors_M2C: Tensor,
+        coefficients_H: Tensor | None,
+        relation_vectors_MV: Tensor | None,
+        relation_tables_TRV: Tensor | None,
+        graph: RelationGraph,
+        dropout: float,
+    ) -> Tensor:
+        of_relations = (relation_vectors_MV, relation_tables_TRV)
+        ends_NM2 = torch.ops.merc.ends(_rows_of_maps(values_NI, vectors_M2C), vectors_M2C)
+        relation_MR = None if relation_vectors_MV is None else torch.ops.merc.relation_scores(*of_relations)
+        of_band = (ends_NM2, relation_MR, coefficients_H, graph.connected)
+        ctx.rest = (graph.neighbourhood.past, [int(kind) for kind in graph.kinds], SLOPE, *drops(dropout))
+        attention = torch.ops.merc.attention_band(*of_band, *ctx.rest)
+        ctx.save_for_backward(values_NI, vectors_M2C, *of_relations, attention, *of_band)
+        return cast(Tensor, torch.ops.merc.mix(attention, values_NI, graph.neighbourhood.past))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_scores_MR: Tensor) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], torch.ops.merc.relation_scores_backward(of_scores_MR, *ctx.saved_tensors))
+    def backward(ctx: Any, gradient_NHI: Tensor) -> tuple[Tensor | None, ...]:
+        values_NI, vectors_M2C, *of_relations, attention, ends_NM2, relation_MR, coefficients_H, connected = (
+            ctx.saved_tensors
+        )
+        of_attention, of_values = torch.ops.merc.mix_backward(gradient_NHI, attention, values_NI, ctx.rest[0])
+        of_ends, of_relation, of_coefficients = torch.ops.merc.attention_band_backward(
+            of_attention, ends_NM2, relation_MR, coefficients_H, connected, *ctx.rest
+        )
+        rows, of_rows = (_rows_of_maps(x, vectors_M2C) for x in (values_NI, of_values))
+        of_vectors = torch.ops.merc.ends_backward(of_ends, of_rows, rows, vectors_M2C)  # adds to that of the values
+        of_parts = (None, None)
+        if relation_MR is not None:
+            of_parts = torch.ops.merc.relation_scores_backward(of_relation, *of_relations)
+        return of_values, of_vectors, None if coefficients_H is None else of_coefficients, *of_parts, None, None
 
 
 def attention_band(
@@ -93,11 +171,7 @@ def attention_band(
     Returns:
         (G, S, H, K), 0 where there is no edge.
     """
-    relation_MR, coefficients_H = (x if x is None else at_least_single(x) for x in (relation_MR, coefficients_H))
-    inputs = (at_least_single(ends_NM2), relation_MR, coefficients_H)
-    if native(*inputs):
-        return cast(Tensor, _AttentionBand.apply(*inputs, graph, dropout))  # type: ignore[no-untyped-call]
-    maps = (_scores(*inputs[:2], graph) + graph.absent[:, :, None]).softmax(-1)
+    maps = (_scores(at_least_single(ends_NM2), relation_MR, graph) + graph.absent[:, :, None]).softmax(-1)
     if graph.has_isolated_rows:  # only there does the softmax leave anything where there is no edge
         maps = maps * graph.connected[:, :, None]
     attention = maps if coefficients_H is None else _difference(maps, coefficients_H)
@@ -112,35 +186,6 @@ def _scores(ends_NM2: Tensor, relation_MR: Tensor | None, graph: RelationGraph) 
     if relation_MR is not None:
         scores += relation_MR[:, graph.relation].transpose(0, 1)
     return F.leaky_relu(scores, SLOPE, inplace=True)
-
-
-class _AttentionBand(Function):
-    """Keeps no maps: they are computed again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        ends_NM2: Tensor,
-        relation_MR: Tensor | None,
-        coefficients_H: Tensor | None,
-        graph: RelationGraph,
-        dropout: float,
-    ) -> Tensor:
-        kinds = [int(kind) for kind in graph.kinds]
-        ctx.rest = (graph.neighbourhood.past, kinds, SLOPE, *drops(dropout))
-        inputs = (ends_NM2, relation_MR, coefficients_H, graph.connected)
-        ctx.save_for_backward(*inputs)
-        return torch.ops.merc.attention_band(*inputs, *ctx.rest)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        _, relation_MR, coefficients_H, _ = ctx.saved_tensors
-        of_ends, of_relation, of_coefficients = torch.ops.merc.attention_band_backward(
-            gradient, *ctx.saved_tensors, *ctx.rest
-        )
-        of_relation = None if relation_MR is None else of_relation
-        return of_ends, of_relation, None if coefficients_H is None else of_coefficients, None, None
 
 
 def _difference(maps: Tensor, coefficients_H: Tensor) -> Tensor:
@@ -173,11 +218,18 @@ class _Mix(Function):
 
 
 def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
-    """Sum of the sources' values: (G, S, H, K) attention and (N, D) values → (N, H, D).
+    """Sum of the sources' values, those of :func:`mix`, also for padding: (N, H, D)."""
+    return with_padding(mix(attention, values_ND, graph.neighbourhood), values_ND, graph)
 
-    A row of padding has no edge; a softmax over none is uniform, so it receives the mean of its dialogue's rows.
+
+def with_padding(sums_NHD: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
+    """What all rows receive, (N, H, D), those of padding the mean of their dialogue: a softmax over nothing is uniform.
+
+    Args:
+        sums_NHD: what all rows receive along their edges, of which padding has none.
+        values_ND: from these.
+        graph: whose batch may have padding.
     """
-    sums_NHD = mix(attention, values_ND, graph.neighbourhood)
     batch = graph.batch
     if batch.present is None:
         return sums_NHD
@@ -185,12 +237,11 @@ def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tenso
     return torch.where(batch.present[:, None, None], sums_NHD, means_ND[:, None])
 
 
-def receive_mapped(attention: Tensor, values_NI: Tensor, weight_HID: Tensor, graph: RelationGraph) -> Tensor:
-    """What each head receives, through its own linear map: (N, H, D)."""
-    sums_NHI = receive(attention, values_NI, graph)
+def mapped(x_NHI: Tensor, weight_HID: Tensor) -> Tensor:
+    """Every head's rows through its own linear map: (N, H, D)."""
     if plain_form():
-        return torch.einsum("nhi,hid->nhd", sums_NHI, weight_HID)
-    return cast(Tensor, _Mapped.apply(sums_NHI, weight_HID))  # type: ignore[no-untyped-call]
+        return torch.einsum("nhi,hid->nhd", x_NHI, weight_HID)
+    return cast(Tensor, _Mapped.apply(x_NHI, weight_HID))  # type: ignore[no-untyped-call]
 
 
 class _Mapped(Function):

@@ -1,14 +1,13 @@
 """What the relational graph layers have in common: additive attention, and the block around the layers."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from merc.models.dropout import Dropout
 from merc.models.gelu_linear import GeluLinear
-from merc.models.graphs.banded import attention_band, ends, receive, receive_mapped, relation_scores
+from merc.models.graphs.banded import Relations, attend_neighbours, attention_band, ends, mapped, receive, with_padding
 from merc.models.graphs.neighbourhood import Relation, RelationGraph
 from merc.models.head_norm import head_norm_gelu
 from merc.models.linear import Linear, product, ready_to_multiply
@@ -43,20 +42,17 @@ class RelationalScores(nn.Module):
         self.vector = nn.Parameter(torch.cat([xavier(maps, part, fan=part + 1) for part in drawn], dim=1))
         self.relation_table = nn.Parameter(torch.randn(tables, len(Relation), RELATION_DIM)) if tables else None
 
-    def ends(self, z_LHD: Tensor) -> tuple[Tensor, Tensor]:
-        """⟨a_left, z⟩ and ⟨a_right, z⟩ of every map's part of (L, H, D) rows; maps share heads, or parts of one.
+    @property
+    def vectors(self) -> Tensor:
+        """(M, 2, C) a_left and a_right of every map; maps share heads, or parts of one."""
+        return self.vector[:, : 2 * self.parts[0]].unflatten(1, (2, -1))
 
-        Returns:
-            (L, M, 2), and the rows, for whatever else is computed from them.
-        """
-        vectors_M2C = self.vector[:, : 2 * self.parts[0]].unflatten(1, (2, -1))
-        return ends(z_LHD, vectors_M2C)
-
-    def relations(self) -> Tensor | None:
-        """(M, R): ⟨a_rel, R[kind]⟩ of each map and kind of relation; None where relations do not matter."""
+    @property
+    def relations(self) -> Relations | None:
+        """a_rel of every map, and what it is multiplied with; None where relations do not matter."""
         if self.relation_table is None:
             return None
-        return relation_scores(self.vector[:, -RELATION_DIM:], self.relation_table)
+        return Relations(self.vector[:, -RELATION_DIM:], self.relation_table)
 
 
 class GraphAttention(nn.Module):
@@ -84,32 +80,26 @@ class GraphAttention(nn.Module):
         """(N, I) → (N, H, D): every head's sum of W x_j over the sources j, weighted by its attention."""
         x_NI, weight_HID = ready_to_multiply(x_NI, self.weight)
         heads, in_dim, out_dim = weight_HID.shape
-        if in_dim > out_dim:  # W first, then the sum: of two orders the one that moves the narrower rows
-            z_NHD = product(x_NI, weight_HID.transpose(0, 1).flatten(1)).unflatten(1, (heads, out_dim))
-            ends_NM2, z_NHD = self.scores.ends(z_NHD)
-            per_head = zip(self.attention(ends_NM2, graph).split(1, dim=2), z_NHD.unbind(1), strict=True)
-            return _beside([receive(attention, z_ND, graph).squeeze(1) for attention, z_ND in per_head])
+        if heads == 1 and in_dim > out_dim:  # W first, then the sum: of two orders the one that moves the narrower rows
+            return self._receive(product(x_NI, weight_HID[0]), self.scores.vectors, graph)
         # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
-        per_channel_IM2, weight_IHD = self.scores.ends(weight_HID.transpose(0, 1))
-        ends_NM2 = product(x_NI, per_channel_IM2.flatten(1), per_channel_IM2.dtype).unflatten(1, (-1, 2))
-        return receive_mapped(self.attention(ends_NM2, graph), x_NI, weight_IHD.transpose(0, 1), graph)
+        vectors_IM2, weight_IHD = ends(weight_HID.transpose(0, 1), self.scores.vectors)
+        sums_NHI = self._receive(x_NI, vectors_IM2.permute(1, 2, 0), graph)
+        return mapped(sums_NHI, weight_IHD.transpose(0, 1))
 
-    def attention(self, ends_NM2: Tensor, graph: RelationGraph) -> Tensor:
-        """(G, S, H, K) weights of the sources."""
-        relation_MR = self.scores.relations()
-        return attention_band(ends_NM2, relation_MR, self.coefficients(), graph, self.dropout.rate)
+    def _receive(self, values_NI: Tensor, vectors_M2C: Tensor, graph: RelationGraph) -> Tensor:
+        """(N, H, I)."""
+        settings = (self.scores.relations, self.coefficients(), graph, self.dropout.rate)
+        return with_padding(attend_neighbours(values_NI, vectors_M2C, *settings), values_NI, graph)
 
     def attention_maps(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, I) → (N, H, N): how much each row receives from each; for inspection."""
-        z_NHD = torch.einsum("ni,hid->nhd", x_NI, self.weight)
-        attention = self.attention(self.scores.ends(z_NHD)[0], graph)
+        ends_NM2, _ = ends(torch.einsum("ni,hid->nhd", x_NI, self.weight), self.scores.vectors)
+        relations = self.scores.relations
+        relation_MR = None if relations is None else relations.scores()
+        attention = attention_band(ends_NM2, relation_MR, self.coefficients(), graph, dropout=0.0)
         # What each receives where row j's value is unit vector j.
         return receive(attention, torch.eye(len(x_NI), device=x_NI.device), graph)
-
-
-def _beside(heads_ND: Sequence[Tensor]) -> Tensor:
-    """H tensors of (N, D) → (N, H, D); a single one is not copied."""
-    return heads_ND[0][:, None] if len(heads_ND) == 1 else torch.stack(list(heads_ND), dim=1)
 
 
 class HeadNorm(nn.Module):
