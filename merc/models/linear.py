@@ -28,7 +28,8 @@ from merc.kernels import native
 from merc.models.plain import plain_form
 from merc.models.precision import lower_precision, multiplies_bfloat16
 
-WORTHWHILE = 2**22  # multiplications below which anything but the BLAS costs more to set up than it saves
+WORTHWHILE = 2**24  # multiplications below which anything but the BLAS costs more to set up than it saves
+WORTHWHILE_BY_VECTORS = 2**22  # likewise where that is merc's vectors
 WORTHWHILE_LOWERED = 2**18  # likewise in bfloat16, for whose products PyTorch converts weights and has kernels compiled
 
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -125,8 +126,16 @@ def _engine(x: Tensor, weight: Tensor) -> Engine:
     if torch.is_autocast_enabled("cpu"):
         dtypes.add(torch.get_autocast_dtype("cpu"))
     lowered = torch.bfloat16 in dtypes
-    worthwhile = mixed or x.shape[:-1].numel() * weight.numel() >= (WORTHWHILE_LOWERED if lowered else WORTHWHILE)
-    return _engine_of_large(lowered) if worthwhile and torch.float16 not in dtypes else Engine.PYTORCH
+    engine = _engine_of_large(lowered) if torch.float16 not in dtypes else Engine.PYTORCH
+    large = x.shape[:-1].numel() * weight.numel() >= _worthwhile(engine, lowered)
+    return engine if mixed or large else Engine.PYTORCH
+
+
+def _worthwhile(engine: Engine, lowered: bool) -> int:
+    """Multiplications from which on a product is large enough for an engine."""
+    if lowered:
+        return WORTHWHILE_LOWERED
+    return WORTHWHILE_BY_VECTORS if engine is Engine.MERC and _units() == "vector" else WORTHWHILE
 
 
 def _engine_of_large(lowered: bool) -> Engine:

@@ -141,10 +141,10 @@ def counted(config: dict[str, Any], batch: ConversationBatch) -> Counts:
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 940),
-        ("model=amb_dsgdn_released", 955),
-        ("model=redifu", 1100),
-        ("model=redifu_released", 1020),
+        ("model=amb_dsgdn", 900),
+        ("model=amb_dsgdn_released", 915),
+        ("model=redifu", 930),
+        ("model=redifu_released", 1000),
     ],
 )
 def test_operators_of_a_training_step(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:
@@ -232,10 +232,10 @@ def test_memory_of_a_step_grows_with_the_dialogue_not_with_its_square(
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 332),
-        ("model=amb_dsgdn_released", 350),
-        ("model=redifu", 595),
-        ("model=redifu_released", 865),
+        ("model=amb_dsgdn", 305),
+        ("model=amb_dsgdn_released", 322),
+        ("model=redifu", 535),
+        ("model=redifu_released", 800),
     ],
 )
 def test_bytes_allocated_per_utterance(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:

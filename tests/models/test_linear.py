@@ -38,7 +38,7 @@ OURS = [Engine.ONEDNN, pytest.param(Engine.MERC, marks=pytest.mark.skipif(not lo
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """What computes products of any size; merc's operators leave them to the BLAS where they have no units for them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "WORTHWHILE", 0)
+        patch.setattr(module, "_worthwhile", lambda engine, lowered: 0)
         patch.setattr(module, "_engine_of_large", lambda lowered: request.param)
         yield request.param
 

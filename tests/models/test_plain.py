@@ -47,7 +47,7 @@ def test_the_form_is_plain_under_a_transform_alone() -> None:
 
 @pytest.mark.parametrize("engine", OURS)
 def test_linear_maps(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
-    monkeypatch.setattr(linear_module, "WORTHWHILE", 0)
+    monkeypatch.setattr(linear_module, "_worthwhile", lambda engine, lowered: 0)
     monkeypatch.setattr(linear_module, "_engine_of_large", lambda lowered: engine)
     torch.manual_seed(0)
     x, weight, bias = (numbers(*shape).detach().float().requires_grad_() for shape in ((N, 3), (4, 3), (4,)))

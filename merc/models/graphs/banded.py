@@ -98,22 +98,30 @@ def attend_neighbours(
     if native(values_NI, *parameters):
         singles = (x if x is None else at_least_single(x) for x in parameters)
         return cast(Tensor, _AttendNeighbours.apply(values_NI, *singles, graph, dropout))  # type: ignore[no-untyped-call]
-    ends_NM2, _ = ends(_rows_of_maps(values_NI, vectors_M2C), vectors_M2C)
+    if _sees_whole(values_NI, vectors_M2C):
+        ends_NM2 = torch.einsum("ni,mei->nme", values_NI, vectors_M2C.to(values_NI.dtype))
+    else:
+        ends_NM2, _ = ends(values_NI[:, None], vectors_M2C)
     relation_MR = None if relations is None else relations.scores()
     attention = attention_band(ends_NM2, relation_MR, coefficients_H, graph, dropout)
     return mix(attention, values_NI, graph.neighbourhood)
 
 
-def _rows_of_maps(values_NI: Tensor, vectors_M2C: Tensor) -> Tensor:
-    """The rows as heads for :func:`ends`: one that maps share out, or the same rows for every map."""
-    heads = len(vectors_M2C) if vectors_M2C.shape[2] == values_NI.shape[1] else 1
+def _sees_whole(values_NI: Tensor, vectors_M2C: Tensor) -> bool:
+    """Whether every map sees whole rows."""
+    return vectors_M2C.shape[2] == values_NI.shape[1]
+
+
+def _as_heads(values_NI: Tensor, vectors_M2C: Tensor) -> Tensor:
+    """The rows as those of heads, for operators: the same rows for every map, or one head that the maps share out."""
+    heads = len(vectors_M2C) if _sees_whole(values_NI, vectors_M2C) else 1
     return values_NI[:, None].expand(-1, heads, -1)
 
 
 class _AttendNeighbours(Function):
-    """One node of autograd's instead of five, each of which takes as long as a small product.
+    """One node of autograd's, not one for each operator: a node takes as long as a small product.
 
-    What heads receive is kept for the backward pass, their maps are computed again.
+    The attention of heads is kept for the backward pass, that of maps is computed again.
     """
 
     @staticmethod
@@ -128,7 +136,7 @@ class _AttendNeighbours(Function):
         dropout: float,
     ) -> Tensor:
         of_relations = (relation_vectors_MV, relation_tables_TRV)
-        ends_NM2 = torch.ops.merc.ends(_rows_of_maps(values_NI, vectors_M2C), vectors_M2C)
+        ends_NM2 = torch.ops.merc.ends(_as_heads(values_NI, vectors_M2C), vectors_M2C)
         relation_MR = None if relation_vectors_MV is None else torch.ops.merc.relation_scores(*of_relations)
         of_band = (ends_NM2, relation_MR, coefficients_H, graph.connected)
         ctx.rest = (graph.neighbourhood.past, [int(kind) for kind in graph.kinds], SLOPE, *drops(dropout))
@@ -146,7 +154,7 @@ class _AttendNeighbours(Function):
         of_ends, of_relation, of_coefficients = torch.ops.merc.attention_band_backward(
             of_attention, ends_NM2, relation_MR, coefficients_H, connected, *ctx.rest
         )
-        rows, of_rows = (_rows_of_maps(x, vectors_M2C) for x in (values_NI, of_values))
+        rows, of_rows = (_as_heads(x, vectors_M2C) for x in (values_NI, of_values))
         of_vectors = torch.ops.merc.ends_backward(of_ends, of_rows, rows, vectors_M2C)  # adds to that of the values
         of_parts = (None, None)
         if relation_MR is not None:

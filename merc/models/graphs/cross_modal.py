@@ -64,9 +64,10 @@ class CrossModalGraph(nn.Module):
         of_way = self.direction[:, :, way_SK].permute(2, 0, 3, 1)
         scores = F.leaky_relu(left_GSM[..., None, None] + right_GKM[:, None, None] + of_way, SLOPE)
         others_MM = ~torch.eye(len(self.modalities), dtype=torch.bool, device=inside.device)
-        edges = inside[:, :, None, :, None] & others_MM[:, None]
-        scores = scores.masked_fill(~edges, torch.finfo(scores.dtype).min)
-        return scores.flatten(3).softmax(-1).view_as(scores)
+        absent = ~(inside[:, :, None, :, None] & others_MM[:, None])
+        scores = scores.masked_fill(absent, torch.finfo(scores.dtype).min)
+        # A row of padding has no edges; a softmax over none is uniform.
+        return scores.flatten(3).softmax(-1).view_as(scores).masked_fill(absent, 0)
 
 
 def _receive(attention: Tensor, z_NMD: Tensor, hood: Neighbourhood) -> Tensor:
