@@ -89,18 +89,19 @@ struct Reach {
   // follow each other, since memory is fetched in lines that hold several.
   template <typename F>
   void each(const F& f) const {
-    int64_t pairs = 0;
-    for (int64_t dialogue = 0; dialogue < dialogues(); ++dialogue) pairs += heads * pairs_of(length(dialogue));
-    in_parts(pairs, [&](int64_t, int64_t begin, int64_t end) {
+    int64_t all_pairs = 0;
+    for (int64_t dialogue = 0; dialogue < dialogues(); ++dialogue) all_pairs += heads * pairs_of(length(dialogue));
+    in_parts(all_pairs, [&](int64_t, int64_t begin, int64_t end) {
       Scratch scratch;
       int64_t before = 0, bytes = 0;  // of the heads that are done, by whichever thread
       for (int64_t dialogue = 0; dialogue < dialogues(); ++dialogue)
         for (int64_t head = 0; head < heads; ++head) {
-          if (begin <= before && before < end && length(dialogue)) {
+          const int64_t pairs = pairs_of(length(dialogue)), middle = before + pairs / 2;
+          if (begin <= middle && middle < end && pairs) {
             f(head, starts[dialogue], length(dialogue), bytes, scratch);
             scratch.give_back_all();
           }
-          before += pairs_of(length(dialogue));
+          before += pairs;
           bytes += length(dialogue) * Mask::stretch(length(dialogue));
         }
     });
@@ -108,8 +109,8 @@ struct Reach {
 
  private:
   int64_t length(int64_t dialogue) const { return starts[dialogue + 1] - starts[dialogue]; }
-  // Of utterances, in about as many of which one receives from the other.
-  int64_t pairs_of(int64_t length) const { return length * std::min(length, past + 1 + future); }
+  // Of utterances, for which scores are computed, with or without an effect.
+  int64_t pairs_of(int64_t length) const { return length * std::min(length, past + PIECE + future); }
 };
 
 // A piece of receiving utterances of one head and dialogue with those that they may receive from.

@@ -26,8 +26,8 @@ class Mask {
   void each(int64_t start, int64_t n, const F& f) const {
     int64_t i = 0;
     const auto some = [&](int64_t end) {
-      const Factors factors(*this, static_cast<uint32_t>((start + i) / 4));
-      pieces(end - i, [&](int64_t j, int64_t count) { f(i + j, count, factors.from(j)); });
+      const Multipliers multipliers(*this, static_cast<uint32_t>((start + i) / 4));
+      pieces(end - i, [&](int64_t j, int64_t count) { f(i + j, count, multipliers.from(j)); });
     };
     for (; i + UNIT <= n; i += UNIT) some(i + UNIT);
     if (i < n) some(n);
@@ -55,9 +55,9 @@ class Mask {
 
   // What the entries of so many bytes are multiplied by.
 #ifdef CPU_CAPABILITY_AVX512
-  class Factors {
+  class Multipliers {
    public:
-    Factors(const Mask& mask, uint32_t word) : kept_(~uint64_t{0}), scale_(_mm512_set1_ps(mask.scale_)) {
+    Multipliers(const Mask& mask, uint32_t word) : kept_(~uint64_t{0}), scale_(_mm512_set1_ps(mask.scale_)) {
       // Where all are dropped, what is kept is multiplied by 0.
       const __m512i dropped = _mm512_set1_epi8(static_cast<char>(std::min(mask.dropped_, 255)));
       if (mask.any()) kept_ = _mm512_cmpge_epu8_mask(reinterpret_cast<__m512i>(mask.bytes(word)), dropped);
@@ -69,9 +69,9 @@ class Mask {
     __m512 scale_;
   };
 #else
-  class Factors {
+  class Multipliers {
    public:
-    Factors(const Mask& mask, uint32_t word) {
+    Multipliers(const Mask& mask, uint32_t word) {
       uint8_t random[UNIT] = {};
       if (mask.any()) {
         const Words words = mask.bytes(word);

@@ -88,6 +88,7 @@ inline Tensor ends_backward(const Tensor& of_ends_, Tensor of_z, const Tensor& z
               "a gradient like the rows, whose numbers lie together");
   TORCH_CHECK(of_ends.size(0) == z.size(0) && of_ends.size(1) == vectors.size(0), "a gradient for each number");
   const bool shared = of_z.stride(1) == 0;
+  TORCH_CHECK(!shared || (z.stride(1) == 0 && z.size(1) == vectors.size(0)), "the same rows for every map");
   at::assert_no_internal_overlap(shared ? of_z.select(1, 0) : of_z);
   const int64_t maps = vectors.size(0), width = vectors.size(2), per_head = maps / z.size(1);
   const int64_t at_once = shared ? maps : 1;  // maps whose gradient is added to the same numbers

@@ -75,12 +75,12 @@ inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
         float *of_w = all_sums + (2 * part * heads + head) * dim, *of_b = of_w + heads * dim;
         Lanes total(0.f), along(0.f);
         mask.each(row * stretch, dim, [&](int64_t i, int64_t count, const Lanes& factors) {
-          const Lanes normed = (load(in + i, count) - mean) * scale, factor = load(w_row + i, count);
-          const Lanes inner = at::vec::fmadd(normed, factor, load(b_row + i, count));
+          const Lanes normed = (load(in + i, count) - mean) * scale, gain = load(w_row + i, count);
+          const Lanes inner = at::vec::fmadd(normed, gain, load(b_row + i, count));
           const Lanes of_inner = load(of_out + i, count) * factors * Gelu::slope(inner);
           store(of_w + i, at::vec::fmadd(of_inner, normed, load(of_w + i, count)), count);
           store(of_b + i, load(of_b + i, count) + of_inner, count);
-          const Lanes of_normed = of_inner * factor;  // 0 in lanes behind the end, as the factor is
+          const Lanes of_normed = of_inner * gain;  // 0 in lanes behind the end, as the factor is
           store(normed_row.data() + i, normed, count);
           store(of_normed_row.data() + i, of_normed, count);
           total = total + of_normed;

@@ -154,7 +154,7 @@ class _Tile:
 
 def _reach(batch: ConversationBatch, length: int, window: int | None) -> tuple[int, int]:
     """How far before and after an utterance it may receive from, in dialogues of at most so many utterances."""
-    past = length if window is None else window
+    past = length if window is None else min(window, length)
     return past, 0 if batch.causal else past
 
 

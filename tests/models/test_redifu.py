@@ -137,19 +137,21 @@ def test_cross_attention_equals_torch_within_each_dialogue(make_batch: Make) -> 
 def test_guided_diffusion_equals_the_product_of_affinities(make_batch: Make) -> None:
     torch.manual_seed(0)
     batch = make_batch(lengths=(5,))
-    fusion = GuidedDiffusion(("text", "audio"), hidden_dim=8, heads=2, dropout=0.0).eval()
-    rows = {"text": torch.randn(5, 8), "audio": torch.randn(5, 8)}
+    fusion = GuidedDiffusion(("text", "audio", "visual"), hidden_dim=8, heads=2, dropout=0.0).eval()
+    rows = {m: torch.randn(5, 8) for m in ("text", "audio", "visual")}
 
     def affinity(m: str, head: slice) -> Tensor:
         query, key = fusion.affinities[m].query_key(rows[m]).chunk(2, dim=-1)
         return (query[:, head] @ key[:, head].T / 2).softmax(-1)
 
-    values = fusion.values["audio"](rows["audio"])
-    heads = [affinity("text", h) @ affinity("audio", h) @ values[:, h] for h in (slice(0, 4), slice(4, 8))]
-    diffused = torch.cat(heads, dim=-1)
-    gate = fusion.gates["audio"](torch.cat([rows["text"], diffused], dim=-1)).sigmoid()
+    expected = rows["text"]
+    for m in ("audio", "visual"):
+        values = fusion.values[m](rows[m])
+        heads = [affinity("text", h) @ affinity(m, h) @ values[:, h] for h in (slice(0, 4), slice(4, 8))]
+        diffused = torch.cat(heads, dim=-1)
+        expected = expected + fusion.gates[m](torch.cat([rows["text"], diffused], dim=-1)).sigmoid() * diffused
     fused = fusion(rows, batch)
-    torch.testing.assert_close(fused["text"], rows["text"] + gate * diffused, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(fused["text"], expected, atol=1e-5, rtol=1e-4)
     assert fused["audio"] is rows["audio"]
 
 
@@ -180,6 +182,32 @@ def test_cross_modal_edges_equal_loops(make_batch: Make) -> None:
             mapped = F.linear(F.gelu(received), layer.outputs[m].weight, layer.outputs[m].bias)
             expected = layer.norms[m](rows[m][row] + mapped)
             torch.testing.assert_close(ours[m][row], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_cross_modal_edges_do_not_depend_on_precision_or_padding(make_batch: Make, padded: bool) -> None:
+    """Operators compute in single precision, PyTorch in double; what utterances get and give is the same."""
+    torch.manual_seed(0)
+    names = ("text", "audio", "visual")
+    plain = CrossModalGraph(names, hidden_dim=20, dropout=0.0, past=2, future=3).double()
+    ours = CrossModalGraph(names, hidden_dim=20, dropout=0.0, past=2, future=3)
+    ours.load_state_dict(plain.state_dict())
+    batch = make_batch(lengths=(4, 1, 17))
+    wide = batch.with_padding(speaker=3) if padded else batch
+    there = slice(None) if wide.present is None else wide.present
+    results = []
+    for layer, given, chosen, dtype in ((plain, batch, slice(None), torch.float64), (ours, wide, there, torch.float32)):
+        torch.manual_seed(1)
+        utterances = {m: torch.randn(22, 20, dtype=torch.float64).to(dtype).requires_grad_() for m in names}
+        rows = {m: torch.ones(given.rows, 20, dtype=dtype) for m in names}
+        for m in names:
+            rows[m][chosen] = utterances[m]
+        out = torch.cat([x_ND[chosen] for x_ND in layer(rows, given).values()])
+        weights = torch.randn(out.shape, dtype=torch.float64).to(dtype)
+        parameters = [layer.receiver, layer.source, layer.direction]
+        results.append([out, *torch.autograd.grad((out * weights).sum(), [*utterances.values(), *parameters])])
+    for expected, x in zip(*results, strict=True):
+        torch.testing.assert_close(x.double(), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_cross_modal_edges_respect_a_causal_graph(make_model: Callable[..., EmotionModel], make_batch: Make) -> None:

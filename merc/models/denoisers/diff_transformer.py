@@ -60,16 +60,16 @@ class DiffAttention(nn.Module):
         # Both maps of every head in one call: maps of all heads, then the other maps of all heads.
         value_NMV = value_NHV.repeat(1, 2, 1)
         attended_NMV = attend(query_NMQ, key_NMQ, value_NMV, batch, self.dropout.rate, window=self.window)
-        first_NHV, second_NHV = attended_NMV.chunk(2, dim=1)
-        difference_NHV = at_least_single(first_NHV) - self.coefficient() * second_NHV
-        heads_NHV = (1 - self.lambda_init) * self.norm(difference_NHV)
+        first_NHV, second_NHV = at_least_single(attended_NMV).chunk(2, dim=1)
+        heads_NHV = (1 - self.lambda_init) * self.norm(first_NHV - self.coefficient() * second_NHV)
         out_ND: Tensor = self.output(heads_NHV.flatten(1))
         return out_ND
 
     def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, H, N): how much each row receives from each, the difference of two maps; for inspection."""
         query_NMQ, key_NMQ, _ = self._heads(x_ND)
-        first_NHN, second_NHN = attention_weights(query_NMQ, key_NMQ, batch, window=self.window).chunk(2, dim=1)
+        maps_NMN = at_least_single(attention_weights(query_NMQ, key_NMQ, batch, window=self.window))
+        first_NHN, second_NHN = maps_NMN.chunk(2, dim=1)
         return first_NHN - self.coefficient() * second_NHN
 
     def _heads(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:

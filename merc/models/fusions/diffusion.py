@@ -44,7 +44,8 @@ class GuidedDiffusion(nn.Module):
 
     g ← g + Σ_m σ(W_m [g; d_m]) ⊙ d_m with d_m = A_g (A_m V_m x_m): the row of an utterance reaches those that m finds
     alike, and from there those that the guide finds alike. A_m models the dependencies within m, A_g A_m is the
-    cross-affinity of MutualFormer (Wang et al., 2024, arXiv:2112.01177). The other modalities pass unchanged.
+    cross-affinity of MutualFormer (Wang et al., 2024, arXiv:2112.01177). A_g, and what dropout leaves of it, is
+    the same for all m. The other modalities pass unchanged.
 
     Args:
         modalities: their order.

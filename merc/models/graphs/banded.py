@@ -177,7 +177,7 @@ def attention_band(
         dropout: probability with which an entry of A is dropped.
 
     Returns:
-        (G, S, H, K), 0 where there is no edge.
+        (G, S, H, K), 0 where there is no edge; what is behind the last row means nothing.
     """
     maps = (_scores(at_least_single(ends_NM2), relation_MR, graph) + graph.absent[:, :, None]).softmax(-1)
     if graph.has_isolated_rows:  # only there does the softmax leave anything where there is no edge
