@@ -84,6 +84,10 @@ struct Reach {
 
   int64_t dialogues() const { return static_cast<int64_t>(starts.size()) - 1; }
   int64_t maps() const { return difference ? 2 : 1; }
+  // Utterances that a piece of a dialogue receives from, at most, with or without an effect.
+  int64_t sources(int64_t length) const { return std::min(length, past + PIECE + future); }
+  // Numbers of one map of a piece, at most.
+  int64_t area(int64_t length) const { return std::min(PIECE, length) * whole(sources(length)); }
 
   // Calls f(head, first row, length, first random byte, scratch) for every head of every dialogue. Heads of the same rows
   // follow each other, since memory is fetched in lines that hold several.
@@ -109,8 +113,7 @@ struct Reach {
 
  private:
   int64_t length(int64_t dialogue) const { return starts[dialogue + 1] - starts[dialogue]; }
-  // Of utterances, for which scores are computed, with or without an effect.
-  int64_t pairs_of(int64_t length) const { return length * std::min(length, past + PIECE + future); }
+  int64_t pairs_of(int64_t length) const { return length * sources(length); }
 };
 
 // A piece of receiving utterances of one head and dialogue with those that they may receive from.
@@ -217,7 +220,7 @@ inline Tensor attend(
       const HeadMaps<T> maps(query, key, reach, head, row, length, scratch);
       const Slab<T> values(value, row, length, head, scratch);
       Target<T> target(out, row, length, head, scratch);
-      float* all_maps = scratch.take(reach.maps() * std::min(PIECE, length) * whole(length));
+      float* all_maps = scratch.take(reach.maps() * reach.area(length));
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
         const int64_t area = piece.count * piece.step;
@@ -257,7 +260,7 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
       const Slab<T> values(value, row, length, head, scratch), incoming(of_out, row, length, head, scratch);
       const Matrix values_across = values.across(length, depth, scratch);
       Target<T> of_values(of_value, row, length, head, scratch);
-      const int64_t most = std::min(PIECE, length) * whole(length);
+      const int64_t most = reach.area(length);
       float *all_maps = scratch.take(reach.maps() * most), *attention = scratch.take(most);
       float* of_attention = scratch.take(most);
       for (int64_t start = 0; start < length; start += PIECE) {
