@@ -150,7 +150,6 @@ class Piece {
 
   // x · mask for all rows of the piece; `bytes` are those of the head.
   void drop(float* x, int64_t bytes, int64_t length) const {
-    if (!reach_.mask.any()) return;
     for (int64_t i = 0; i < count; ++i)
       reach_.mask.apply(x + i * step, x + i * step, bytes + (start + i) * Mask::stretch(length), sources);
   }

@@ -36,6 +36,7 @@ class Mask {
   // y[i] = x[i] · mask[start + i]
   template <typename T>
   void apply(const T* x, T* y, int64_t start, int64_t n) const {
+    if (!any() && x == y) return;
     each(start, n, [&](int64_t i, int64_t count, const Lanes& factors) {
       store(y + i, load(x + i, count) * factors, count);
     });

@@ -80,7 +80,7 @@ inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
           const Lanes of_inner = load(of_out + i, count) * factors * Gelu::slope(inner);
           store(of_w + i, at::vec::fmadd(of_inner, normed, load(of_w + i, count)), count);
           store(of_b + i, load(of_b + i, count) + of_inner, count);
-          const Lanes of_normed = of_inner * gain;  // 0 in lanes behind the end, as the factor is
+          const Lanes of_normed = of_inner * gain;  // 0 in lanes behind the end, as the gain is
           store(normed_row.data() + i, normed, count);
           store(of_normed_row.data() + i, of_normed, count);
           total = total + of_normed;
