@@ -66,19 +66,20 @@ struct Rectangle {
 };
 
 // Calls f(rectangle) for as many rectangles as there are threads, which make up C; but for the last ones they have
-// whole blocks of so many rows and columns. `packed(height, width)`, how much is copied for a rectangle, says how many
-// of them lie below each other.
-template <typename Packed, typename F>
-inline void in_rectangles(const Product& product, int64_t rows_at_once, int64_t columns_at_once, const Packed& packed,
+// whole blocks of so many rows and columns. `cost(height, width, alone_with_rows, alone_with_columns)` of a rectangle,
+// and of whether no other has its rows of A or its columns of B, says how many of them lie below each other.
+template <typename Cost, typename F>
+inline void in_rectangles(const Product& product, int64_t rows_at_once, int64_t columns_at_once, const Cost& cost,
                           const F& f) {
   const int64_t threads = at::get_num_threads();
   const int64_t rows = product.a.outer, columns = product.b.outer;
-  const auto packed_for = [&](int64_t down) {
-    return packed(std::max(rows / down, rows_at_once), std::max(columns * down / threads, columns_at_once));
+  const auto cost_of = [&](int64_t down) {
+    const int64_t across = threads / down;
+    return cost(std::max(rows / down, rows_at_once), std::max(columns / across, columns_at_once), across == 1, down == 1);
   };
   int64_t down = 1;
   for (int64_t n = 2; n <= threads; ++n)
-    if (threads % n == 0 && packed_for(n) <= packed_for(down)) down = n;
+    if (threads % n == 0 && cost_of(n) <= cost_of(down)) down = n;
   const int64_t across = threads / down;
   const auto edge = [](int64_t size, int64_t at_once, int64_t part, int64_t parts) {
     return ceil_div(size, at_once) * part / parts * at_once;

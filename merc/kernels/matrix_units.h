@@ -281,7 +281,7 @@ inline bool compute(const Product& product, const Rectangle& part) {
 // False if a number was not finite.
 template <int64_t PARTS>
 inline bool compute(const Product& product) {
-  const auto packed = [](int64_t height, int64_t width) { return height * panels<PARTS>(width) + width; };
+  const auto packed = [](int64_t height, int64_t width, bool, bool) { return height * panels<PARTS>(width) + width; };
   std::atomic<bool> finite{true};
   in_rectangles(product, BLOCK, BLOCK, packed, [&](const Rectangle& part) {
     if (!compute<PARTS>(product, part)) finite = false;

@@ -80,6 +80,7 @@ inline void weighted_sums_of(const Strips<Entries>& strips, int64_t count, int64
   static const float nothing[WIDTH] = {};
   in_parts(ceil_div(count, HEIGHT), [&](int64_t, int64_t begin, int64_t end) {
     std::vector<float> room, packed;
+    vector_units::Ahead nothing_ahead;
     for (int64_t sum = begin * HEIGHT; sum < std::min(count, end * HEIGHT); sum += HEIGHT) {
       const int64_t height = std::min(HEIGHT, count - sum);
       const auto [weights, first] = weigh(sum, height, room);
@@ -88,7 +89,8 @@ inline void weighted_sums_of(const Strips<Entries>& strips, int64_t count, int64
       vector_units::pack<Entries, OF_A>(weights, 0, 0, entries, packed.data());
       for (int64_t column = 0; column < dim; column += WIDTH)
         vector_units::multiply_strips<Entries, T>(packed.data(), strips.from(first, column), entries, nothing,
-                                                  {to + sum * dim + column, dim, height, dim - column, false});
+                                                  {to + sum * dim + column, dim, height, dim - column, false},
+                                                  nothing_ahead);
     }
   });
 }

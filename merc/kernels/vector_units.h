@@ -3,6 +3,7 @@
 // A block of some rows by two vectors of the result fits the registers. Both factors are copied to strips of so many
 // rows or columns, in the order in which they are needed: a strip of B stays in a core's first cache while those of A,
 // which stay in the second, pass by (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008).
+// While a strip is computed with, the memory of what is copied next is asked for.
 #pragma once
 
 #include "factors.h"
@@ -123,6 +124,41 @@ inline void pack(const Operand& x, int64_t begin, int64_t from, int64_t until, f
   }
 }
 
+// Memory that is read soon: lines of rows, asked for one after the other while something else is computed.
+struct Ahead {
+  static constexpr int64_t LINE = 64;
+
+  // Nothing, or the same line again and again.
+  Ahead() = default;
+
+  // The entries [from, until) of the rows [begin, end).
+  template <typename Entries>
+  static Ahead of(const Operand& x, int64_t begin, int64_t end, int64_t from, int64_t until) {
+    const int64_t first = from * Entries::NUMBERS, inner = std::min(until * Entries::NUMBERS, x.inner) - first;
+    const int64_t outer = std::min(end, x.outer) - begin;
+    if (outer <= 0) return {};
+    const int64_t at = x.along ? begin * x.step + first : first * x.step + begin;
+    return {static_cast<const char*>(x.at) + at * x.size(), x.along ? outer : inner,
+            ceil_div((x.along ? inner : outer) * x.size(), LINE), x.step * x.size()};
+  }
+
+  void line() {
+    __builtin_prefetch(at_, 0, 2);
+    at_ += LINE;
+    if (--left_ > 0) return;
+    left_ = lines_;
+    at_ += --rows_ > 0 ? to_next_ : -lines_ * LINE;
+  }
+
+ private:
+  Ahead(const char* at, int64_t rows, int64_t lines, int64_t step)
+      : at_(at), rows_(rows), lines_(lines), left_(lines), to_next_(step - lines * LINE) {}
+
+  static constexpr char NOTHING[LINE] = {};
+  const char* at_ = NOTHING;
+  int64_t rows_ = 0, lines_ = 1, left_ = 1, to_next_ = 0;
+};
+
 // Where a block of C belongs.
 template <typename T>
 struct Place {
@@ -139,9 +175,11 @@ inline void write(const Lanes& x, at::BFloat16* to, int64_t count, bool) {
 }
 #endif
 
-// Every row initial + A B, or C + A B.
+// Every row initial + A B, or C + A B; asks for a line of what is ahead with every entry.
 template <typename Entries, typename T>
-inline void multiply_strips(const float* a, const float* b, int64_t inner, const float* initial, const Place<T>& place) {
+inline void multiply_strips(const float* a, const float* b, int64_t inner, const float* initial, const Place<T>& place,
+                            Ahead& ahead) {
+  Ahead lines = ahead;  // in registers
   Lanes sums[HEIGHT][2];
 #pragma GCC unroll 16
   for (int64_t i = 0; i < HEIGHT; ++i) {
@@ -153,12 +191,14 @@ inline void multiply_strips(const float* a, const float* b, int64_t inner, const
   for (int64_t k = 0; k < inner; ++k, a += OF_A, b += OF_B) {
     const Lanes left = Lanes::loadu(b), right = Lanes::loadu(b + LANES);
     __builtin_prefetch(a + 16 * OF_A);
+    lines.line();
 #pragma GCC unroll 16
     for (int64_t i = 0; i < HEIGHT; ++i) {
       sums[i][0] = Entries::multiply_add(Lanes(a[i]), left, sums[i][0]);
       sums[i][1] = Entries::multiply_add(Lanes(a[i]), right, sums[i][1]);
     }
   }
+  ahead = lines;
   const auto write_half = [&](int64_t i, int64_t half, int64_t count) {
     write(sums[i][half], place.to + i * place.step + half * LANES, count, place.more);
   };
@@ -193,16 +233,23 @@ inline void compute(const Product& product, const Rectangle& part) {
       const int64_t until = std::min(inner, from + at_once);
       const auto strip_of_a = [&](int64_t row) { return packed_a + row / HEIGHT * OF_A * at_once; };
       const auto strip_of_b = [&](int64_t column) { return packed_b + column * at_once; };
-      for (int64_t j = left; j < right; j += WIDTH) pack<Entries, OF_B>(b, j, from, until, strip_of_b(j - left));
       for (int64_t top = part.top; top < part.bottom; top += ROWS) {
         const int64_t bottom = std::min(part.bottom, top + ROWS);
         for (int64_t i = top; i < bottom; i += HEIGHT) pack<Entries, OF_A>(a, i, from, until, strip_of_a(i - top));
-        for (int64_t j = left; j < right; j += WIDTH)
+        for (int64_t j = left; j < right; j += WIDTH) {
+          const int64_t next = j + WIDTH;
+          Ahead ahead;
+          if (top == part.top) {
+            pack<Entries, OF_B>(b, j, from, until, strip_of_b(j - left));
+            ahead = Ahead::of<Entries>(b, next, std::min(right, next + WIDTH), from, until);
+          }
+          if (next >= right) ahead = Ahead::of<Entries>(a, bottom, std::min(part.bottom, bottom + ROWS), from, until);
           for (int64_t i = top; i < bottom; i += HEIGHT) {
             const Place<T> place{c + i * step + j, step, a.outer - i, b.outer - j, from > 0};
-            multiply_strips<Entries>(
-                strip_of_a(i - top), strip_of_b(j - left), until - from, from > 0 ? nothing : bias + j, place);
+            multiply_strips<Entries>(strip_of_a(i - top), strip_of_b(j - left), until - from,
+                                     from > 0 ? nothing : bias + j, place, ahead);
           }
+        }
       }
     }
   }
@@ -211,10 +258,12 @@ inline void compute(const Product& product, const Rectangle& part) {
 template <typename Entries, typename T>
 inline void compute(const Product& product) {
   const int64_t of_a = product.a.size(), of_b = product.b.size();
-  const auto packed = [=](int64_t height, int64_t width) {
-    return height * of_a * ceil_div(width, COLUMNS) + width * of_b;
+  // What several threads read at the same time comes from memory once: it is the smaller factor that they share out.
+  constexpr int64_t ALONE = 3;
+  const auto cost = [=](int64_t height, int64_t width, bool alone_with_rows, bool alone_with_columns) {
+    return height * of_a * (alone_with_rows ? ALONE : 1) + width * of_b * (alone_with_columns ? ALONE : 1);
   };
-  in_rectangles(product, HEIGHT, WIDTH, packed, [&](const Rectangle& part) { compute<Entries, T>(product, part); });
+  in_rectangles(product, HEIGHT, WIDTH, cost, [&](const Rectangle& part) { compute<Entries, T>(product, part); });
 }
 
 }  // namespace merc::vector_units
