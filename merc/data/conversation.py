@@ -325,12 +325,21 @@ class Features(Mapping[str, Tensor]):
         return x_ND
 
     def __getitem__(self, modality: str) -> Tensor:
-        table = self.tables[modality]
-        x_ND = table if self.rows is None else table[self.rows]
+        x_ND = self.tables[modality][self._place]
         if self.scales is None:
             return x_ND
         mean, divisor = self.scales[modality]
         return ((x_ND - mean) / divisor).float()
+
+    @cached_property
+    def _place(self) -> Tensor | slice:
+        """Where the rows are in the tables; those that follow each other need not be copied from there."""
+        if self.rows is None:
+            return slice(None)
+        count = len(self.rows)
+        if self.rows.is_cpu and count and self.rows.equal(torch.arange(first := int(self.rows[0]), first + count)):
+            return slice(first, first + count)
+        return self.rows
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tables)

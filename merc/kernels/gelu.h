@@ -31,15 +31,22 @@ struct Gelu {
   Lanes bell, below;
 };
 
-// The same with the approximation (1 + tanh(a x + b x³))/2 of the distribution function.
+// The same with the approximation (1 + tanh y)/2 of the distribution function, y = a x + b x³, which is 1/(1 + exp(−2y)).
 struct TanhGelu {
   static constexpr float A = 0.79788456080286536f, B = 0.044715f * A;
-  static Lanes tanh(const Lanes& x) { return (x * at::vec::fmadd(Lanes(B), x * x, Lanes(A))).tanh(); }
-  static Lanes value(const Lanes& x) { return Lanes(0.5f) * x * (Lanes(1.f) + tanh(x)); }
+
+  explicit TanhGelu(const Lanes& x)
+      : squared(x * x),
+        below(Lanes(1.f) / (Lanes(1.f) + (x * at::vec::fmadd(Lanes(-2 * B), squared, Lanes(-2 * A))).exp_u20())) {}
+
+  static Lanes value(const Lanes& x) { return x * TanhGelu(x).below; }
   static Lanes slope(const Lanes& x) {
-    const Lanes t = tanh(x), inner = at::vec::fmadd(Lanes(3 * B), x * x, Lanes(A));
-    return Lanes(0.5f) * (Lanes(1.f) + t + x * (Lanes(1.f) - t * t) * inner);
+    const TanhGelu gelu(x);
+    const Lanes steepness = at::vec::fmadd(Lanes(6 * B), gelu.squared, Lanes(2 * A));
+    return gelu.below * at::vec::fmadd(x * steepness, Lanes(1.f) - gelu.below, Lanes(1.f));
   }
+
+  Lanes squared, below;
 };
 
 template <typename Kind>

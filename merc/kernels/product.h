@@ -78,14 +78,13 @@ inline void check_product(const Tensor& a, const Tensor& b) {
 // Rows or columns whose numbers lie together.
 inline Tensor readable(const Tensor& x) { return x.stride(0) == 1 || x.stride(1) == 1 ? x : x.contiguous(); }
 
-// Writes A B + bias to `out`, rows of numbers that lie together. If it or a factor is of bfloat16, A and B are rounded.
-inline void multiply_into(const Tensor& a_, const Tensor& b_, const std::optional<Tensor>& bias, Tensor out) {
+// Writes A B + bias to `out`, rows of numbers that lie together. If it is `rounded`, A and B are rounded to bfloat16.
+inline void multiply_into(
+    const Tensor& a_, const Tensor& b_, const std::optional<Tensor>& bias, bool rounded, const Tensor& out) {
   if (out.numel() == 0) return;
-  const auto half = [](const Tensor& x) { return x.scalar_type() == at::kBFloat16; };
-  const bool rounded = half(a_) || half(b_) || half(out);
-  if (half(out) && a_.size(1) > most_at_once()) {  // sums of sums would be rounded, too
-    Tensor exact = at::empty(out.sizes(), out.options().dtype(at::kFloat));
-    multiply_into(a_.to(at::kBFloat16), b_, bias, exact);
+  if (out.scalar_type() == at::kBFloat16 && a_.size(1) > most_at_once()) {  // sums of sums would be rounded, too
+    const Tensor exact = at::empty(out.sizes(), out.options().dtype(at::kFloat));
+    multiply_into(a_, b_, bias, rounded, exact);
     out.copy_(exact);
     return;
   }
@@ -96,7 +95,13 @@ inline void multiply_into(const Tensor& a_, const Tensor& b_, const std::optiona
     std::copy_n(together.const_data_ptr<float>(), together.numel(), added.begin());
   }
   if (try_to_compute({a, b, added.data(), out}, rounded)) return;
-  bias ? at::addmm_out(out, *bias, a_, b_) : at::mm_out(out, a_, b_);
+  Tensor plain = out;
+  bias ? at::addmm_out(plain, *bias, a_, b_) : at::mm_out(plain, a_, b_);
+}
+
+// Whether there is a number of bfloat16 in a product; it rounds both factors then.
+inline bool of_halves(const Tensor& a, const Tensor& b, const Tensor& out) {
+  return a.scalar_type() == at::kBFloat16 || b.scalar_type() == at::kBFloat16 || out.scalar_type() == at::kBFloat16;
 }
 
 // A B + bias, of bfloat16 or of single precision.
@@ -106,7 +111,7 @@ inline Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tens
               "no bias of ", b.size(1), " columns");
   Tensor out = at::empty({a.size(0), b.size(1)}, a.options().dtype(half ? at::kBFloat16 : at::kFloat));
   TORCH_CHECK(fits(out), "products are of float32, or of bfloat16 where the processor multiplies it");
-  multiply_into(a, b, bias, out);
+  multiply_into(a, b, bias, of_halves(a, b, out), out);
   return out;
 }
 
@@ -117,7 +122,7 @@ inline void product_out(const Tensor& a, const Tensor& b, const Tensor& out) {
               "no place for the product of ", a.sizes(), " and ", b.sizes());
   at::assert_no_overlap(out, a);
   at::assert_no_overlap(out, b);
-  multiply_into(a, b, std::nullopt, out);
+  multiply_into(a, b, std::nullopt, of_halves(a, b, out), out);
 }
 
 }  // namespace merc

@@ -51,6 +51,30 @@ class SplitScores(Metric):
         return self.loss / self.utterances, self.confusion
 
 
+class MeanLosses:
+    """Mean losses of an epoch's batches, weighted by utterances, added up on the device without waiting for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._utterances: Tensor | float = 0.0
+
+    def add(self, losses: Mapping[str, Tensor], utterances: Tensor | int) -> None:
+        """Count a batch: name → mean loss, of S seeds (S,), and of how many utterances."""
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + loss.detach() * utterances
+        self._utterances = self._utterances + utterances
+
+    def take(self) -> dict[str, Tensor]:
+        """The names by which the means since the last call are logged → those."""
+        means = {_logged(name): loss_sum / self._utterances for name, loss_sum in self._sums.items()}
+        self._sums, self._utterances = {}, 0.0
+        return means
+
+
+def _logged(loss: str) -> str:
+    return "train/loss" if loss == "total" else f"train/loss_{loss}"
+
+
 class EmotionRecognition(L.LightningModule):
     """Trains and evaluates any :class:`merc.models.emotion_model.EmotionModel`.
 
@@ -60,6 +84,7 @@ class EmotionRecognition(L.LightningModule):
 
     Attributes:
         evaluation_splits: names of the validation data loaders, in their order; set before fitting.
+        mean_losses: of the training steps of this epoch.
         scores: split → scores of the last evaluation, see :func:`merc.metrics.scores_from_confusion`, with ``loss``.
     """
 
@@ -72,21 +97,26 @@ class EmotionRecognition(L.LightningModule):
         self.evaluation_splits: tuple[str, ...] = ("validation", "test")
         self.split_scores = nn.ModuleDict({name: SplitScores(len(info.label_names)) for name in self.evaluation_splits})
         self.scores: dict[str, dict[str, Any]] = {}
+        self.mean_losses = MeanLosses()
 
     def forward(self, batch: ConversationBatch) -> Prediction:
         """Class scores of every utterance of the batch."""
         return cast(Prediction, self.model(batch))
 
     def training_step(self, batch: ConversationBatch, batch_idx: int) -> Tensor:
-        """The loss of one batch; logged per epoch, weighted by utterances."""
+        """The loss of one batch."""
         losses = self.objective(self(batch), batch.labels)
-        self.log_dict(logged_losses(losses), on_step=False, on_epoch=True, batch_size=batch.rows)
+        self.mean_losses.add(losses, batch.rows)
         return cast(Tensor, losses["total"])
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_epoch_end(self) -> None:
+        """Log the mean losses; logging those of every step would take longer than adding them up."""
+        self.log_dict(self.mean_losses.take())
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """A step behind which gradients take no memory any more: the next forward pass can have it."""
-        super().optimizer_step(*args, **kwargs)
-        self.zero_grad()
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
     def validation_step(self, batch: ConversationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of an evaluated split."""
@@ -143,11 +173,6 @@ class EmotionRecognition(L.LightningModule):
         module = cls({**stored["config"], "plugins": list(plugins)}, CorpusInfo.from_dict(stored["info"]))
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
-
-
-def logged_losses(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The losses of an objective under the names that they are logged by."""
-    return {f"train/{'loss' if name == 'total' else f'loss_{name}'}": loss.detach() for name, loss in losses.items()}
 
 
 def build_optimizers(config: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> Any:

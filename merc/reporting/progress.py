@@ -3,13 +3,17 @@
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 
-class TrainingProgress(L.Callback):
-    """Shows the epoch, the loss, the current weighted F1 of every evaluated split and the time that remains."""
+class TrainingProgress(Checkpoint):
+    """Shows the epoch, the loss, the current weighted F1 of every evaluated split and the time that remains.
+
+    Being a :class:`Checkpoint`, it is called behind what logs.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from merc.data.conversation import ConversationBatch, CorpusInfo
 from merc.data.stacked import Frame, FramedBatch, StackedBatches, stack_batches, stack_rows
-from merc.models.lightning_module import EmotionRecognition, build_optimizers, logged_losses
+from merc.models.lightning_module import EmotionRecognition, MeanLosses, build_optimizers
 from merc.stacking.state import joined_state, own_state
 
 StackedRows = dict[str, Tensor]
@@ -79,8 +79,7 @@ class StackedRecognition(L.LightningModule):
         self.callbacks: Sequence[Sequence[L.Callback]] = ()
         self.current = 0
         self.resumed: Sequence[Mapping[str, Any]] = ()
-        self._losses: dict[str, Tensor] = {}
-        self._utterances: Tensor | float = 0.0
+        self.mean_losses = MeanLosses()
 
     @property
     def seeds(self) -> Sequence[Member]:
@@ -91,12 +90,7 @@ class StackedRecognition(L.LightningModule):
         """The sum of the seeds' losses, of which every seed's parameters get their own gradient alone."""
         stack = stack_batches(batches, self.frame)
         losses = self._losses_of(stack, batches)
-        utterances_S = stack.real.sum(1)
-        for name, loss_S in logged_losses(losses).items():
-            self._losses[name] = self._losses.get(name, 0.0) + loss_S * utterances_S
-        self._utterances = self._utterances + utterances_S
-        mean, count = _finite_mean(losses["total"].detach()), sum(batch.rows for batch in batches)
-        self.log("train/loss", mean, on_step=False, on_epoch=True, batch_size=count)  # for progress
+        self.mean_losses.add(losses, stack.real.sum(1))
         return losses["total"].sum()
 
     def _losses_of(self, stack: StackedBatches, batches: Sequence[ConversationBatch]) -> dict[str, Tensor]:
@@ -143,11 +137,12 @@ class StackedRecognition(L.LightningModule):
         self.stacked.zero_grad()
 
     def on_train_epoch_end(self) -> None:
-        """Hand every seed its mean losses of the epoch."""
-        for name, sum_S in self._losses.items():
-            for member, loss in zip(self.seeds, (sum_S / self._utterances).tolist(), strict=True):
-                member.log_dict({name: loss})
-        self._losses, self._utterances = {}, 0.0
+        """Hand every seed its mean losses; logged here is what progress shows, as in evaluation."""
+        means = self.mean_losses.take()
+        for name, mean_S in means.items():
+            for member, mean in zip(self.seeds, mean_S.tolist(), strict=True):
+                member.log_dict({name: mean})
+        self.log("train/loss", _finite_mean(means["train/loss"]))
 
     def validation_step(self, batches: Sequence[ConversationBatch], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of an evaluated split of every seed."""

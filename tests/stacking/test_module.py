@@ -156,9 +156,10 @@ def same(members: Sequence[Member]) -> StackedRecognition:
 
 def losses_of_all(stacked: StackedRecognition, own: Sequence[ConversationBatch]) -> list[float]:
     """Loss of each seed, summed over its utterances."""
-    stacked._losses = {}
+    stacked.mean_losses.take()
     stacked.training_step(own, 0)
-    return [float(loss) for loss in stacked._losses["train/loss"]]
+    means = stacked.mean_losses.take()["train/loss"].tolist()
+    return [mean * batch.rows for mean, batch in zip(means, own, strict=True)]
 
 
 def total(stacked: StackedRecognition, batch: ConversationBatch) -> list[float]:
