@@ -70,7 +70,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
         return F.linear(x, weight_OI, bias_O)
     inputs = (x.flatten(0, -2), weight_OI, bias_O, engine, _dtype_of_product(x, weight_OI))
     out_NO = cast(Tensor, _Linear.apply(*inputs))  # type: ignore[no-untyped-call]
-    return out_NO.unflatten(0, x.shape[:-1])
+    return out_NO if x.ndim == 2 else out_NO.unflatten(0, x.shape[:-1])  # a view takes as long as a small product
 
 
 def product(x_NI: Tensor, weight_IO: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -37,22 +37,21 @@ class RelationalScores(nn.Module):
 
     def __init__(self, maps: int, dim: int, tables: int, split: bool) -> None:
         super().__init__()
-        self.parts = (dim, dim, RELATION_DIM) if tables else (dim, dim)
-        drawn = self.parts if split else (sum(self.parts),)
+        parts = (dim, dim, RELATION_DIM) if tables else (dim, dim)
+        drawn = parts if split else (sum(parts),)
+        self.dim = dim
         self.vector = nn.Parameter(torch.cat([xavier(maps, part, fan=part + 1) for part in drawn], dim=1))
         self.relation_table = nn.Parameter(torch.randn(tables, len(Relation), RELATION_DIM)) if tables else None
 
-    @property
-    def vectors(self) -> Tensor:
-        """(M, 2, C) a_left and a_right of every map; maps share heads, or parts of one."""
-        return self.vector[:, : 2 * self.parts[0]].unflatten(1, (2, -1))
+    def parts(self) -> tuple[Tensor, Relations | None]:
+        """(M, 2, C) a_left and a_right of every map, where maps share heads, or parts of one; and what relations add.
 
-    @property
-    def relations(self) -> Relations | None:
-        """a_rel of every map, and what it is multiplied with; None where relations do not matter."""
+        The latter is a_rel of every map and what it is multiplied with; None where relations do not matter.
+        """
         if self.relation_table is None:
-            return None
-        return Relations(self.vector[:, -RELATION_DIM:], self.relation_table)
+            return self.vector.unflatten(1, (2, -1)), None
+        of_ends, of_relations = self.vector.split([2 * self.dim, RELATION_DIM], dim=1)
+        return of_ends.unflatten(1, (2, -1)), Relations(of_relations, self.relation_table)
 
 
 class GraphAttention(nn.Module):
@@ -79,23 +78,21 @@ class GraphAttention(nn.Module):
     def aggregate(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, I) → (N, H, D): every head's sum of W x_j over the sources j, weighted by its attention."""
         x_NI, weight_HID = ready_to_multiply(x_NI, self.weight)
+        vectors_M2C, relations = self.scores.parts()
+        settings = (relations, self.coefficients(), graph, self.dropout.rate)
         heads, in_dim, out_dim = weight_HID.shape
         if heads == 1 and in_dim > out_dim:  # W first, then the sum: of two orders the one that moves the narrower rows
-            return self._receive(product(x_NI, weight_HID[0]), self.scores.vectors, graph)
+            values_ND = product(x_NI, weight_HID[0])
+            return with_padding(attend_neighbours(values_ND, vectors_M2C, *settings), values_ND, graph)
         # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
-        vectors_IM2, weight_IHD = ends(weight_HID.transpose(0, 1), self.scores.vectors)
-        sums_NHI = self._receive(x_NI, vectors_IM2.permute(1, 2, 0), graph)
-        return mapped(sums_NHI, weight_IHD.transpose(0, 1))
-
-    def _receive(self, values_NI: Tensor, vectors_M2C: Tensor, graph: RelationGraph) -> Tensor:
-        """(N, H, I)."""
-        settings = (self.scores.relations, self.coefficients(), graph, self.dropout.rate)
-        return with_padding(attend_neighbours(values_NI, vectors_M2C, *settings), values_NI, graph)
+        vectors_IM2, weight_IHD = ends(weight_HID.transpose(0, 1), vectors_M2C)
+        sums_NHI = attend_neighbours(x_NI, vectors_IM2.permute(1, 2, 0), *settings)
+        return mapped(with_padding(sums_NHI, x_NI, graph), weight_IHD.transpose(0, 1))
 
     def attention_maps(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, I) → (N, H, N): how much each row receives from each; for inspection."""
-        ends_NM2, _ = ends(torch.einsum("ni,hid->nhd", x_NI, self.weight), self.scores.vectors)
-        relations = self.scores.relations
+        vectors_M2C, relations = self.scores.parts()
+        ends_NM2, _ = ends(torch.einsum("ni,hid->nhd", x_NI, self.weight), vectors_M2C)
         relation_MR = None if relations is None else relations.scores()
         attention = attention_band(ends_NM2, relation_MR, self.coefficients(), graph, dropout=0.0)
         # What each receives where row j's value is unit vector j.
