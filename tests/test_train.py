@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 
 from merc.config import compose
 from merc.errors import MercError
-from merc.models.lightning_module import EmotionRecognition
+from merc.models.lightning_module import EmotionRecognition, MeanLosses
 from merc.reporting.run_folder import RunFolder
 from merc.train import train
 
@@ -91,6 +91,14 @@ def test_metrics_csv_has_curves_and_balancing_state(finished: RunFolder) -> None
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     columns = ["train/loss", "learning_rate", "validation/weighted_f1", "test/accuracy", "balancing/theta"]
     assert all(math.isfinite(float(row[column])) for row in rows for column in columns)
+
+
+def test_mean_losses_are_those_of_all_utterances() -> None:
+    means = MeanLosses()
+    for _ in range(2):  # what was taken does not count again
+        means.add({"total": torch.tensor(2.0, requires_grad=True), "text": torch.tensor(1.0)}, 3)
+        means.add({"total": torch.tensor(4.0), "text": torch.tensor(0.0)}, 1)
+        assert means.take() == {"train/loss": torch.tensor(2.5), "train/loss_text": torch.tensor(0.75)}
 
 
 def test_metrics_json_agrees_with_metrics_csv(finished: RunFolder) -> None:

@@ -139,6 +139,18 @@ def test_parts_share_the_tables_and_batches_gather_their_rows() -> None:
     assert part.dims == conversations.dims
 
 
+def test_rows_that_follow_each_other_are_not_copied() -> None:
+    conversations = make_conversations([2, 3, 1, 4])
+    table = conversations.features["text"]
+    together = conversations.batch([1, 2]).features["text"]
+    assert together.data_ptr() == table[2:].data_ptr()
+    assert together.equal(table[2:6])
+    for apart in ([1, 3], [2, 1]):
+        copied = conversations.batch(apart).features["text"]
+        assert copied.untyped_storage().data_ptr() != table.untyped_storage().data_ptr()
+        assert copied.equal(table[conversations.rows(apart)])
+
+
 def test_scaled_features_are_scaled_wherever_they_are_read() -> None:
     conversations = make_conversations([2, 3])
     scales = {m: (torch.tensor([1.0]).double(), torch.tensor([4.0]).double()) for m in conversations.features}

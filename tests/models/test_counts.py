@@ -141,10 +141,10 @@ def counted(config: dict[str, Any], batch: ConversationBatch) -> Counts:
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 900),
-        ("model=amb_dsgdn_released", 915),
-        ("model=redifu", 930),
-        ("model=redifu_released", 1000),
+        ("model=amb_dsgdn", 865),
+        ("model=amb_dsgdn_released", 880),
+        ("model=redifu", 895),
+        ("model=redifu_released", 975),
     ],
 )
 def test_operators_of_a_training_step(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:
