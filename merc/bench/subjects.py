@@ -28,7 +28,7 @@ from merc.data.datamodule import ConversationDataModule
 from merc.models.build import build_model
 from merc.models.lightning_module import EmotionRecognition
 from merc.models.precision import multiply_with
-from merc.resuming import seed_everything
+from merc.resuming import AtomicCheckpoints, seed_everything
 from merc.train import train
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
@@ -148,7 +148,7 @@ def floor(overrides: Sequence[str], turns: Turns, own: bool = False) -> None:
 
 
 def product(overrides: Sequence[str], turns: Turns) -> None:
-    """Epochs of ``python -m merc.train``, with all that it does; ``write``: checkpoint and history."""
+    """Epochs of ``python -m merc.train``, with all that it does; ``write``: checkpoint and history, until they are there."""
     _train(overrides, _EpochClock(turns))
 
 
@@ -171,6 +171,9 @@ class _EpochClock(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.watch.running:  # the epoch before has ended with its checkpoint
+            checkpoints = trainer.strategy.checkpoint_io
+            assert isinstance(checkpoints, AtomicCheckpoints)
+            checkpoints.wait()  # whoever comes next has the cores to itself
             self.watch.stop()
             self.turns.done(self.watch.seconds)
         self.turns.wait()

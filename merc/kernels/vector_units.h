@@ -258,7 +258,8 @@ inline void compute(const Product& product, const Rectangle& part) {
 template <typename Entries, typename T>
 inline void compute(const Product& product) {
   const int64_t of_a = product.a.size(), of_b = product.b.size();
-  // What several threads read at the same time comes from memory once: it is the smaller factor that they share out.
+  // What several threads read at the same time comes from memory once, so that it is the smaller factor that they share
+  // out: what a thread reads alone counts several times.
   constexpr int64_t ALONE = 3;
   const auto cost = [=](int64_t height, int64_t width, bool alone_with_rows, bool alone_with_columns) {
     return height * of_a * (alone_with_rows ? ALONE : 1) + width * of_b * (alone_with_columns ? ALONE : 1);
