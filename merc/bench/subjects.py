@@ -148,7 +148,7 @@ def floor(overrides: Sequence[str], turns: Turns, own: bool = False) -> None:
 
 
 def product(overrides: Sequence[str], turns: Turns) -> None:
-    """Epochs of ``python -m merc.train``, with all that it does; ``write``: checkpoint and history, until they are there."""
+    """Epochs of ``python -m merc.train``, with all that it does; ``write``: its files, until they are there."""
     _train(overrides, _EpochClock(turns))
 
 
