@@ -254,7 +254,8 @@ class CorpusInfo:
 class Features(Mapping[str, Tensor]):
     """Modality → (N, D_m) float32 features: rows of larger tables, such as those of a feature store on disk.
 
-    A whole modality is put together when it is asked for by its name; batches take only the rows that they need.
+    A whole modality is put together when it is asked for by its name; batches take only the rows that they need. Rows that
+    follow each other in a table are a part of it, not a copy: nobody writes to them.
 
     Args:
         tables: modality → (N', D_m).
@@ -325,21 +326,25 @@ class Features(Mapping[str, Tensor]):
         return x_ND
 
     def __getitem__(self, modality: str) -> Tensor:
-        x_ND = self.tables[modality][self._place]
+        x_ND = self._rows_of(self.tables[modality])
         if self.scales is None:
             return x_ND
         mean, divisor = self.scales[modality]
         return ((x_ND - mean) / divisor).float()
 
-    @cached_property
-    def _place(self) -> Tensor | slice:
-        """Where the rows are in the tables; those that follow each other need not be copied from there."""
+    def _rows_of(self, table: Tensor) -> Tensor:
         if self.rows is None:
-            return slice(None)
-        count = len(self.rows)
-        if self.rows.is_cpu and count and self.rows.equal(torch.arange(first := int(self.rows[0]), first + count)):
-            return slice(first, first + count)
-        return self.rows
+            return table
+        first = self._first_of_span
+        return table.index_select(0, self.rows) if first is None else table[first : first + len(self.rows)]
+
+    @cached_property
+    def _first_of_span(self) -> int | None:
+        """The first row where they follow each other in the tables, so that nothing need be copied; None elsewhere."""
+        if self.rows is None or not self.rows.is_cpu or not len(self.rows):
+            return None
+        first = int(self.rows[0])
+        return first if self.rows.equal(torch.arange(first, first + len(self.rows))) else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tables)
