@@ -206,11 +206,12 @@ def fit_run(config: dict[str, Any], folder: RunFolder, group: str, observers: Se
 
 
 def _train_callbacks(config: dict[str, Any], recorder: Recorder) -> list[L.Callback]:
-    callbacks = [EpochSeeds(config["seed"]), build_policy(config), recorder]
+    callbacks = [EpochSeeds(config["seed"]), build_policy(config)]
     if config["profile_steps"]:
         callbacks.append(StepProfile(recorder.folder, config["profile_steps"]))
     if config["trainer"]["enable_progress_bar"]:
         callbacks.append(TrainingProgress())
+    callbacks.append(recorder)  # last: progress shows an epoch that it refuses
     return [callback for callback in callbacks if callback is not None]
 
 

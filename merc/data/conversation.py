@@ -254,8 +254,8 @@ class CorpusInfo:
 class Features(Mapping[str, Tensor]):
     """Modality → (N, D_m) float32 features: rows of larger tables, such as those of a feature store on disk.
 
-    A whole modality is put together when it is asked for by its name; batches take only the rows that they need. Rows that
-    follow each other in a table are a part of it, not a copy: nobody writes to them.
+    A whole modality is put together when it is asked for by its name; batches take only the rows that they need. Rows
+    that follow each other in a table are a part of it, not a copy: nobody writes to them.
 
     Args:
         tables: modality → (N', D_m).

@@ -77,9 +77,12 @@ inline void in_rectangles(const Product& product, int64_t rows_at_once, int64_t 
     const int64_t across = threads / down;
     return cost(std::max(rows / down, rows_at_once), std::max(columns / across, columns_at_once), across == 1, down == 1);
   };
+  const auto busy = [&](int64_t down) {  // threads that have something to do
+    return std::min(down, ceil_div(rows, rows_at_once)) * std::min(threads / down, ceil_div(columns, columns_at_once));
+  };
   int64_t down = 1;
   for (int64_t n = 2; n <= threads; ++n)
-    if (threads % n == 0 && cost_of(n) <= cost_of(down)) down = n;
+    if (threads % n == 0 && (busy(n) > busy(down) || (busy(n) == busy(down) && cost_of(n) <= cost_of(down)))) down = n;
   const int64_t across = threads / down;
   const auto edge = [](int64_t size, int64_t at_once, int64_t part, int64_t parts) {
     return ceil_div(size, at_once) * part / parts * at_once;

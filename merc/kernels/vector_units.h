@@ -260,9 +260,9 @@ inline void compute(const Product& product) {
   const int64_t of_a = product.a.size(), of_b = product.b.size();
   // What several threads read at the same time comes from memory once, so that it is the smaller factor that they share
   // out: what a thread reads alone counts several times.
-  constexpr int64_t ALONE = 3;
+  const int64_t alone = 1 + at::get_num_threads();
   const auto cost = [=](int64_t height, int64_t width, bool alone_with_rows, bool alone_with_columns) {
-    return height * of_a * (alone_with_rows ? ALONE : 1) + width * of_b * (alone_with_columns ? ALONE : 1);
+    return height * of_a * (alone_with_rows ? alone : 1) + width * of_b * (alone_with_columns ? alone : 1);
   };
   in_rectangles(product, HEIGHT, WIDTH, cost, [&](const Rectangle& part) { compute<Entries, T>(product, part); });
 }

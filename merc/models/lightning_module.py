@@ -61,7 +61,7 @@ class MeanLosses:
     def add(self, losses: Mapping[str, Tensor], utterances: Tensor | int) -> None:
         """Count a batch: name → mean loss, of S seeds (S,), and of how many utterances."""
         for name, loss in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + loss.detach() * utterances
+            self._sums[name] = self._sums.get(name, 0.0) + loss.detach().float() * utterances
         self._utterances = self._utterances + utterances
 
     def take(self) -> dict[str, Tensor]:

@@ -171,10 +171,10 @@ def _fit(runs: Sequence[_Run]) -> None:
     built = [build_run(run.config, Member) for run in runs]
     data, modules = [own for own, _ in built], [module for _, module in built]
     seeds = [Seed(module, _callbacks(run, len(runs))) for module, run in zip(modules, runs, strict=True)]
-    shared = [EpochSeeds(*(run.config["seed"] for run in runs)), SeedCallbacks(seeds)]
+    progress = [TrainingProgress()] if config["trainer"]["enable_progress_bar"] else []
     trainer = build_trainer(
         config,
-        callbacks=[*shared, *([TrainingProgress()] if config["trainer"]["enable_progress_bar"] else [])],
+        callbacks=[EpochSeeds(*(run.config["seed"] for run in runs)), *progress, SeedCallbacks(seeds)],
         plugins=[AtomicCheckpoints()],
         logger=False,
         default_root_dir=runs[0].folder.path,

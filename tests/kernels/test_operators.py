@@ -93,8 +93,9 @@ def test_gelu_of_numbers_of_any_size(approximate: Approximation, exact_to: float
     assert ((slope.double() - of_x).abs()[known] <= exact_to).all()
 
 
-def test_gelu_of_what_is_not_finite() -> None:
-    ours = torch.ops.merc.gelu(torch.tensor([float("inf"), float("nan")]), 1.0, False, 0, 0)
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gelu_of_what_is_not_finite(tanh: bool) -> None:
+    ours = torch.ops.merc.gelu(torch.tensor([float("inf"), float("nan")]), 1.0, tanh, 0, 0)
     assert ours[0] == float("inf")
     assert ours[1].isnan()
 

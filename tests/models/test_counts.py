@@ -95,7 +95,7 @@ def configured(make_config: Configure, choices: str, *more: str) -> dict[str, An
 
 
 class EachStep(L.Callback):
-    """Counts of every training step, from the batch on the device to the end of its logging."""
+    """Counts of every training step, from the batch on the device to its end."""
 
     def __init__(self) -> None:
         self.steps: list[Counts] = []
@@ -109,7 +109,7 @@ class EachStep(L.Callback):
 
 
 def trained(config: dict[str, Any], batches: Sequence[ConversationBatch]) -> list[Counts]:
-    """Counts of every step of one epoch with Lightning's Trainer, balancing and logging included."""
+    """Counts of every step of one epoch with Lightning's Trainer, balancing and the sums of losses included."""
     torch.manual_seed(0)
     policy, counter = build_policy(config), EachStep()
     trainer = L.Trainer(
