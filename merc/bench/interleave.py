@@ -13,6 +13,7 @@ from pathlib import Path
 from merc import startup
 from merc.bench.subjects import Sample, Turns
 from merc.errors import MercError
+from merc.memory import keep_freed_memory
 
 Subject = Callable[[Turns], None]
 """See :mod:`merc.bench.subjects`; it must travel to another process: a function, or a ``partial`` of one."""
@@ -132,6 +133,7 @@ def _workers(subjects: Mapping[str, Subject]) -> Iterator[dict[str, Worker]]:
 def _serve(subject: Subject, connection: Connection) -> None:
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:
+            keep_freed_memory()  # as every command does
             subject(Turns(connection))
         except EOFError:
             return  # nothing more is wanted
