@@ -28,10 +28,11 @@ _off: ContextVar[bool] = ContextVar("off", default=False)
 
 def native(*tensors: Tensor | None) -> bool:
     """Whether ``torch.ops.merc`` can compute with these tensors; None stands for one that is not there."""
-    given = [x for x in tensors if x is not None]
-    fit = all(x.device.type == "cpu" and x.dtype in PRECISIONS for x in given)
+    for x in tensors:  # not all(): this is asked hundreds of times a step
+        if x is not None and not (x.is_cpu and x.dtype in PRECISIONS):
+            return False
     # First what torch.compile can follow.
-    return fit and not plain_form() and not _off.get() and loaded()
+    return not plain_form() and not _off.get() and loaded()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <optional>
 
 #include "rows.h"
 
@@ -95,17 +96,47 @@ class Mask {
   float scale_;
 };
 
-// x · mask; its own gradient as well.
-inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped) {
+// x · mask, of another type if one is given; the gradient of both is the same with theirs.
+inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped, std::optional<at::ScalarType> type) {
   const Tensor x = x_.contiguous();
-  Tensor y = at::empty_like(x);
+  Tensor y = at::empty_like(x, x.options().dtype(type.value_or(x.scalar_type())));
   const Mask mask(seed, dropped);
-  with_type(x, [&]<typename T>() {
-    const T* from = x.const_data_ptr<T>();
-    T* to = y.mutable_data_ptr<T>();
-    in_blocks(x.numel(), [&](int64_t start, int64_t count) { mask.apply(from + start, to + start, start, count); });
+  with_type(x, [&]<typename X>() {
+    with_type(y, [&]<typename Y>() {
+      const X* from = x.const_data_ptr<X>();
+      Y* to = y.mutable_data_ptr<Y>();
+      in_blocks(x.numel(), [&](int64_t start, int64_t count) {
+        mask.each(start, count, [&](int64_t i, int64_t some, const Lanes& factors) {
+          store(to + start + i, load(from + start + i, some) * factors, some);
+        });
+      });
+    });
   });
   return y;
+}
+
+// x + y · mask, of single precision if one of them is.
+inline Tensor add_dropped(const Tensor& x_, const Tensor& y_, int64_t seed, int64_t dropped) {
+  TORCH_CHECK(x_.sizes() == y_.sizes(), "no sum of ", x_.sizes(), " and ", y_.sizes());
+  const Tensor x = x_.contiguous(), y = y_.contiguous();
+  Tensor sum = at::empty_like(x, x.options().dtype(at::promote_types(x.scalar_type(), y.scalar_type())));
+  const Mask mask(seed, dropped);
+  with_type(x, [&]<typename X>() {
+    with_type(y, [&]<typename Y>() {
+      with_type(sum, [&]<typename S>() {
+        const X* first = x.const_data_ptr<X>();
+        const Y* second = y.const_data_ptr<Y>();
+        S* to = sum.mutable_data_ptr<S>();
+        in_blocks(x.numel(), [&](int64_t start, int64_t count) {
+          mask.each(start, count, [&](int64_t i, int64_t some, const Lanes& factors) {
+            const int64_t at = start + i;
+            store(to + at, load(first + at, some) + load(second + at, some) * factors, some);
+          });
+        });
+      });
+    });
+  });
+  return sum;
 }
 
 }  // namespace merc

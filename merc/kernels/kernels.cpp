@@ -4,6 +4,7 @@
 
 #include "allocator.h"
 #include "attention.h"
+#include "column_sums.h"
 #include "dropout.h"
 #include "gelu.h"
 #include "graph.h"
@@ -18,7 +19,8 @@
 
 TORCH_LIBRARY(merc, library) {
   library.def("allocate_tensors() -> ()", &merc::allocate_tensors);
-  library.def("dropout(Tensor x, int seed, int dropped) -> Tensor");
+  library.def("dropout(Tensor x, int seed, int dropped, ScalarType? type=None) -> Tensor");
+  library.def("add_dropped(Tensor x, Tensor y, int seed, int dropped) -> Tensor");
   library.def("gelu(Tensor x, float gain, bool tanh, int seed, int dropped) -> Tensor");
   library.def("gelu_backward(Tensor(a!) of_y, Tensor x, float gain, bool tanh, int seed, int dropped) -> ()");
   library.def(
@@ -37,6 +39,7 @@ TORCH_LIBRARY(merc, library) {
   library.def("multiplies_bfloat16() -> bool", &merc::multiplies_bfloat16);
   library.def("product(Tensor a, Tensor b, Tensor? bias, bool half=False) -> Tensor");
   library.def("product_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
+  library.def("column_sums(Tensor x) -> Tensor");
   library.def("mix(Tensor attention, Tensor values, int past) -> Tensor");
   library.def("mix_backward(Tensor of_out, Tensor attention, Tensor values, int past) -> (Tensor, Tensor)");
   library.def("attend(Tensor query, Tensor key, Tensor value, " REACH ") -> Tensor");
@@ -46,6 +49,7 @@ TORCH_LIBRARY(merc, library) {
 
 TORCH_LIBRARY_IMPL(merc, CPU, library) {
   library.impl("dropout", &merc::dropout);
+  library.impl("add_dropped", &merc::add_dropped);
   library.impl("gelu", &merc::gelu);
   library.impl("gelu_backward", &merc::gelu_backward);
   library.impl("head_norm_gelu", &merc::head_norm_gelu);
@@ -58,6 +62,7 @@ TORCH_LIBRARY_IMPL(merc, CPU, library) {
   library.impl("attention_band_backward", &merc::attention_band_backward);
   library.impl("product", &merc::product);
   library.impl("product_out", &merc::product_out);
+  library.impl("column_sums", &merc::column_sums);
   library.impl("mix", &merc::mix);
   library.impl("mix_backward", &merc::mix_backward);
   library.impl("attend", &merc::attend);

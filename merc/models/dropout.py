@@ -51,6 +51,28 @@ class _Dropped(Function):
         return torch.ops.merc.dropout(gradient, *ctx.mask), None
 
 
+def add_dropped(x: Tensor, y: Tensor, p: float = 0.0) -> Tensor:
+    """x + dropout(y), as around a layer of a Transformer, in the higher precision of both; shapes must be the same."""
+    if not native(x, y):
+        return x + (F.dropout(y, p) if p else y)
+    return cast(Tensor, _AddDropped.apply(x, y, drops(p)))  # type: ignore[no-untyped-call]
+
+
+class _AddDropped(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, mask: tuple[int, int]) -> Tensor:
+        ctx.mask, ctx.dtypes = mask, (x.dtype, y.dtype)
+        return torch.ops.merc.add_dropped(x, y, *mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_x, of_y = ctx.dtypes
+        if not ctx.mask[1]:
+            return gradient.to(of_x), gradient.to(of_y), None
+        return gradient.to(of_x), torch.ops.merc.dropout(gradient, *ctx.mask, of_y), None
+
+
 def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """X · mask · scale; x itself where there is no mask."""
     return x if mask is None else x * mask.to(x.dtype) * scale

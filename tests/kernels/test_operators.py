@@ -14,7 +14,7 @@ from torch import Tensor
 from merc.kernels import native
 from merc.kernels.library import loaded
 from merc.models.attention import attend
-from merc.models.dropout import Masks, RandomBytes, apply_mask, dropout, keep_scale
+from merc.models.dropout import Masks, RandomBytes, add_dropped, apply_mask, dropout, keep_scale
 from merc.models.gelu_linear import Approximation, gelu_linear
 from merc.models.graphs.banded import Relations, attend_neighbours, attention_band, ends, mapped, mix, with_padding
 from merc.models.graphs.neighbourhood import Neighbourhood, Relation, relation_graphs
@@ -230,6 +230,40 @@ def test_attention_among_utterances(
     assert_agree(attention, query.requires_grad_(), key.requires_grad_(), doubles(batch.rows, HEADS, 3 * width))
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (300, 70), (0, 4)])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("y_dtype", [torch.float32, torch.bfloat16])
+def test_a_sum_of_two_precisions(
+    threads: int, shape: tuple[int, int], x_dtype: torch.dtype, y_dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(shape, dtype=x_dtype), torch.randn(*shape[::-1], dtype=y_dtype).T
+    x, y = x.requires_grad_(), y.requires_grad_()
+    torch.manual_seed(1)
+    ours = add_dropped(x, y, 0.25)
+    torch.manual_seed(1)
+    factors = dropout(torch.ones(shape), 0.25)
+    expected = torch.addcmul(x.double(), y.double(), factors.double())
+    assert ours.dtype == torch.promote_types(x_dtype, y_dtype)
+    torch.testing.assert_close(ours, expected.to(ours.dtype))
+    weights = torch.randn_like(ours)
+    of_x, of_y = torch.autograd.grad(ours, [x, y], weights)
+    assert torch.equal(of_x, weights.to(x_dtype))
+    torch.testing.assert_close(of_y, (weights * factors).to(y_dtype))
+    assert torch.equal(add_dropped(x, y), x + y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (7, 37), (65, 128), (1000, 300)])
+def test_sums_of_columns(threads: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype)
+    for columns in (x, torch.cat([x, x], 1)[:, : shape[1]], x.T.contiguous().T, x.new_ones(shape[1]).expand(shape)):
+        ours = torch.ops.merc.column_sums(columns)
+        assert ours.dtype == torch.float32
+        assert_close(ours, columns.double().sum(0))
+
+
 def test_dropout_has_the_masks_that_its_hash_says() -> None:
     """Of bytes that are uniform and unrelated by the tests of the same hash in Python."""
     for numbers in (1, 1023, 70_001):
@@ -259,6 +293,7 @@ def functions_with_dropout() -> dict[str, tuple[Callable[..., Tensor], list[Tens
     maps = [torch.randn(rows, 2 * HEADS, 5) for _ in range(2)]
     return {
         "rows": (lambda p, x: dropout(x, p), [torch.randn(rows, 35)]),
+        "sum": (lambda p, x: add_dropped(torch.zeros_like(x), x, p), [torch.randn(rows, 35)]),
         "norm": (
             lambda p, x: head_norm_gelu(x, torch.ones(HEADS, 35), torch.ones(HEADS, 35), p),
             [torch.randn(rows, HEADS, 35)],
@@ -275,7 +310,7 @@ def functions_with_dropout() -> dict[str, tuple[Callable[..., Tensor], list[Tens
     }
 
 
-@pytest.mark.parametrize("name", ["rows", "norm", "gelu", "neighbours", "utterances"])
+@pytest.mark.parametrize("name", ["rows", "sum", "norm", "gelu", "neighbours", "utterances"])
 def test_dropout_inside_an_operator_drops_single_entries_of_value_and_gradient(name: str) -> None:
     function, inputs = functions_with_dropout()[name]
     inputs = [x.requires_grad_() for x in inputs]
@@ -296,7 +331,7 @@ def test_dropout_inside_an_operator_drops_single_entries_of_value_and_gradient(n
     assert not torch.equal(function(0.25, *inputs), dropped)
 
 
-@pytest.mark.parametrize("name", ["rows", "norm", "gelu"])
+@pytest.mark.parametrize("name", ["rows", "sum", "norm", "gelu"])
 def test_everything_may_be_dropped(name: str) -> None:
     function, inputs = functions_with_dropout()[name]
     assert not function(1.0, *inputs).any()

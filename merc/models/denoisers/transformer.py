@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from merc.data.conversation import ConversationBatch
 from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.positions import SinusoidalPositions
-from merc.models.dropout import Dropout
+from merc.models.dropout import Dropout, add_dropped
 from merc.models.gelu_linear import GeluLinear
 from merc.models.linear import Linear
 from merc.models.stages import head_width
@@ -54,7 +54,7 @@ class TransformerLayer(nn.Module):
     Args:
         attention: called with (N, D) rows and the batch, returns (N, D).
         hidden_dim: D, also the width of the feed-forward network.
-        dropout: behind attention and inside the feed-forward network.
+        dropout: behind attention, inside the feed-forward network and behind it.
         normalize_input: layer norm before attention. The method's first layer goes without, yet its published
             parameter counts include the unused norm; it is kept, frozen, so that counts and checkpoints agree.
     """
@@ -68,16 +68,14 @@ class TransformerLayer(nn.Module):
             nn.LayerNorm(hidden_dim, eps=1e-6),
             Linear(hidden_dim, hidden_dim),
             GeluLinear(hidden_dim, hidden_dim, dropout, approximate="tanh"),
-            Dropout(dropout),
         )
         self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
         normed_ND = self.attention_norm(x_ND) if self.normalize_input else x_ND
-        x_ND = x_ND + self.dropout(self.attention(normed_ND, batch))
-        out_ND: Tensor = x_ND + self.feed_forward(x_ND)
-        return out_ND
+        x_ND = add_dropped(x_ND, self.attention(normed_ND, batch), self.dropout.rate)
+        return add_dropped(x_ND, self.feed_forward(x_ND), self.dropout.rate)
 
 
 class PositionedLayers(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
-from merc.models.dropout import Dropout
+from merc.models.dropout import Dropout, add_dropped
 from merc.models.gelu_linear import GeluLinear
 from merc.models.graphs.banded import SLOPE, ends, mix
 from merc.models.graphs.neighbourhood import Neighbourhood, window_mask
@@ -55,7 +55,8 @@ class CrossModalGraph(nn.Module):
         ends_NM2, z_NMD = ends(z_NMD, torch.stack([self.receiver, self.source], dim=1))
         attention = self.dropout(self._attention(ends_NM2, window_mask(batch, hood), hood))
         received = zip(self.modalities, _receive(attention, z_NMD, hood).unbind(1), strict=True)
-        return {**rows, **{m: self.norms[m](rows[m] + self.outputs[m](received_ND)) for m, received_ND in received}}
+        sums = {m: add_dropped(rows[m], self.outputs[m](received_ND)) for m, received_ND in received}
+        return {**rows, **{m: self.norms[m](sum_ND) for m, sum_ND in sums.items()}}
 
     def _attention(self, ends_NM2: Tensor, inside: Tensor, hood: Neighbourhood) -> Tensor:
         """(G, S, M, K, M): what each modality of a row receives from each modality of its candidates."""

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from merc.models.dropout import Dropout
+from merc.models.dropout import Dropout, add_dropped
 from merc.models.gelu_linear import GeluLinear
 from merc.models.graphs.banded import Relations, attend_neighbours, attention_band, ends, mapped, receive, with_padding
 from merc.models.graphs.neighbourhood import Relation, RelationGraph
@@ -82,7 +82,7 @@ class GraphAttention(nn.Module):
         settings = (relations, self.coefficients(), graph, self.dropout.rate)
         heads, in_dim, out_dim = weight_HID.shape
         if heads == 1 and in_dim > out_dim:  # W first, then the sum: of two orders the one that moves the narrower rows
-            values_ND = product(x_NI, weight_HID[0])
+            values_ND = product(x_NI, weight_HID.squeeze(0))
             return with_padding(attend_neighbours(values_ND, vectors_M2C, *settings), values_ND, graph)
         # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
         vectors_IM2, weight_IHD = ends(weight_HID.transpose(0, 1), vectors_M2C)
@@ -147,5 +147,5 @@ class GraphBlock(nn.Module):
         """(N, D) → (N, D)."""
         heads_NHD = self.heads(self.dropout(x_ND), graph, rate=self.dropout.rate)
         output_ND = self.output(heads_NHD.flatten(1), graph).squeeze(1)
-        out_ND: Tensor = self.norm(self.linear(output_ND) + x_ND)
+        out_ND: Tensor = self.norm(add_dropped(x_ND, self.linear(output_ND)))
         return out_ND
