@@ -4,17 +4,15 @@
 
 #include "allocator.h"
 #include "attention.h"
-#include "column_sums.h"
 #include "dropout.h"
 #include "gelu.h"
-#include "graph.h"
 #include "head_norm.h"
-#include "mix.h"
-#include "product.h"
+#include "linear.h"
+#include "neighbours.h"
 
-#define BAND                                                                                                   \
-  "Tensor ends, Tensor? relation, Tensor? coefficients, Tensor connected, int past, int[] kinds, float slope," \
-  " int seed, int dropped"
+#define NEIGHBOURS                                                                                          \
+  "Tensor values, Tensor vectors, Tensor? coefficients, Tensor? relation_vectors, Tensor? relation_tables," \
+  " Tensor connected, int past, int[] kinds, float slope, int seed, int dropped"
 #define REACH "int[] starts, Tensor? visible, int past, int future, bool difference, int seed, int dropped"
 
 TORCH_LIBRARY(merc, library) {
@@ -31,14 +29,15 @@ TORCH_LIBRARY(merc, library) {
       " int dropped) -> (Tensor, Tensor, Tensor)");
   library.def("ends(Tensor z, Tensor vectors) -> Tensor");
   library.def("ends_backward(Tensor of_ends, Tensor(a!) of_z, Tensor z, Tensor vectors) -> Tensor");
-  library.def("relation_scores(Tensor vectors, Tensor tables) -> Tensor");
-  library.def("relation_scores_backward(Tensor of_scores, Tensor vectors, Tensor tables) -> (Tensor, Tensor)");
-  library.def("attention_band(" BAND ") -> Tensor");
-  library.def("attention_band_backward(Tensor of_attention, " BAND ") -> (Tensor, Tensor, Tensor)");
+  library.def("attend_neighbours(" NEIGHBOURS ") -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "attend_neighbours_backward(Tensor of_out, Tensor attention, Tensor ends, " NEIGHBOURS
+      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("units() -> str", &merc::units);
   library.def("multiplies_bfloat16() -> bool", &merc::multiplies_bfloat16);
   library.def("product(Tensor a, Tensor b, Tensor? bias, bool half=False) -> Tensor");
   library.def("product_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
+  library.def("linear_backward(Tensor of_out, Tensor x, Tensor weight, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
   library.def("column_sums(Tensor x) -> Tensor");
   library.def("mix(Tensor attention, Tensor values, int past) -> Tensor");
   library.def("mix_backward(Tensor of_out, Tensor attention, Tensor values, int past) -> (Tensor, Tensor)");
@@ -56,12 +55,11 @@ TORCH_LIBRARY_IMPL(merc, CPU, library) {
   library.impl("head_norm_gelu_backward", &merc::head_norm_gelu_backward);
   library.impl("ends", &merc::ends);
   library.impl("ends_backward", &merc::ends_backward);
-  library.impl("relation_scores", &merc::relation_scores);
-  library.impl("relation_scores_backward", &merc::relation_scores_backward);
-  library.impl("attention_band", &merc::attention_band);
-  library.impl("attention_band_backward", &merc::attention_band_backward);
+  library.impl("attend_neighbours", &merc::attend_neighbours);
+  library.impl("attend_neighbours_backward", &merc::attend_neighbours_backward);
   library.impl("product", &merc::product);
   library.impl("product_out", &merc::product_out);
+  library.impl("linear_backward", &merc::linear_backward);
   library.impl("column_sums", &merc::column_sums);
   library.impl("mix", &merc::mix);
   library.impl("mix_backward", &merc::mix_backward);

@@ -83,12 +83,18 @@ def product(x_NI: Tensor, weight_IO: Tensor, dtype: torch.dtype | None = None) -
     return cast(Tensor, _Product.apply(x_NI, weight_IO, engine, dtype))  # type: ignore[no-untyped-call]
 
 
-def multiply(a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> None:
-    """Write A B where it belongs; without a gradient."""
-    engine = _engine(a_NI, b_IO)
+def multiply(a_HNI: Tensor, b_HIO: Tensor, out_HNO: Tensor) -> None:
+    """Write the products of H matrices where they belong; without a gradient."""
+    engine = _engine(a_HNI[0], b_HIO[0])
     if engine is Engine.MERC:
-        torch.ops.merc.product_out(a_NI, b_IO, out_NO)
-    elif engine is Engine.ONEDNN and b_IO.is_contiguous():
+        torch.ops.merc.product_out(a_HNI, b_HIO, out_HNO)
+        return
+    for a_NI, b_IO, out_NO in zip(a_HNI, b_HIO, out_HNO, strict=True):
+        _multiply_by(engine, a_NI, b_IO, out_NO)
+
+
+def _multiply_by(engine: Engine, a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> None:
+    if engine is Engine.ONEDNN and b_IO.is_contiguous():
         out_NO.copy_(_times(a_NI, b_IO, engine, out_NO.dtype))
     elif engine is Engine.ONEDNN:
         out_NO.copy_(_times_transposed(a_NI, b_IO.T, engine, out_NO.dtype))
@@ -195,7 +201,9 @@ class _Linear(Function):
     @once_differentiable
     def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_OI = ctx.saved_tensors
-        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
+        of_x, of_weight, of_bias, *_ = wanted = ctx.needs_input_grad
+        if ctx.engine is Engine.MERC:
+            return *torch.ops.merc.linear_backward(of_out_NO, x_NI, weight_OI, wanted[:3]), None, None
         return (
             _times(of_out_NO, weight_OI, ctx.engine, x_NI.dtype) if of_x else None,
             _times(of_out_NO.T, x_NI, ctx.engine, weight_OI.dtype) if of_weight else None,

@@ -68,13 +68,13 @@ class TestEngines:
         )
 
     @pytest.mark.parametrize("transposed", [False, True])
-    def test_a_product_is_written_where_it_belongs(self, transposed: bool) -> None:
+    def test_products_are_written_where_they_belong(self, transposed: bool) -> None:
         torch.manual_seed(0)
-        a_NHI, b_IO = torch.randn(7, 3, 5), torch.randn(4, 5).T if transposed else torch.randn(5, 4)
+        a_NHI, b_HIO = torch.randn(7, 3, 5), torch.randn(2, 4, 5).mT if transposed else torch.randn(2, 5, 4)
         out_NHO = torch.zeros(7, 3, 4)
-        multiply(a_NHI[:, 1], b_IO, out_NHO[:, 1])
-        torch.testing.assert_close(out_NHO[:, 1], a_NHI[:, 1] @ b_IO)
-        assert not out_NHO[:, [0, 2]].any()
+        multiply(a_NHI[:, :2].transpose(0, 1), b_HIO, out_NHO[:, 1:].transpose(0, 1))
+        torch.testing.assert_close(out_NHO[:, 1:], torch.einsum("nhi,hio->nho", a_NHI[:, :2], b_HIO))
+        assert not out_NHO[:, 0].any()
 
     def test_a_frozen_weight_and_data_have_no_gradient(self) -> None:
         layer = Linear(5, 4)
@@ -200,7 +200,7 @@ def test_factors_of_two_precisions(rows: int, out_dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     a, b = torch.randn(rows, 160).bfloat16(), torch.randn(160, 160)
     exact, out = a.double() @ b.double(), torch.empty(rows, 160, dtype=out_dtype)
-    multiply(a, b, out)
+    multiply(a[None], b[None], out[None])
     assert_close_for_bfloat16(out, exact)
     assert_close_for_bfloat16(product(a, b, out_dtype), exact)
     assert product(a, b, out_dtype).dtype == out_dtype

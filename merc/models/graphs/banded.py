@@ -98,7 +98,7 @@ def attend_neighbours(
     if native(values_NI, *parameters):
         singles = (x if x is None else at_least_single(x) for x in parameters)
         return cast(Tensor, _AttendNeighbours.apply(values_NI, *singles, graph, dropout))  # type: ignore[no-untyped-call]
-    if _sees_whole(values_NI, vectors_M2C):
+    if vectors_M2C.shape[2] == values_NI.shape[1]:
         ends_NM2 = torch.einsum("ni,mei->nme", values_NI, vectors_M2C.to(values_NI.dtype))
     else:
         ends_NM2, _ = ends(values_NI[:, None], vectors_M2C)
@@ -107,19 +107,8 @@ def attend_neighbours(
     return mix(attention, values_NI, graph.neighbourhood)
 
 
-def _sees_whole(values_NI: Tensor, vectors_M2C: Tensor) -> bool:
-    """Whether every map sees whole rows."""
-    return vectors_M2C.shape[2] == values_NI.shape[1]
-
-
-def _as_heads(values_NI: Tensor, vectors_M2C: Tensor) -> Tensor:
-    """The rows as those of heads, for operators: the same rows for every map, or one head that the maps share out."""
-    heads = len(vectors_M2C) if _sees_whole(values_NI, vectors_M2C) else 1
-    return values_NI[:, None].expand(-1, heads, -1)
-
-
 class _AttendNeighbours(Function):
-    """One node of autograd's, not one for each operator: a node takes as long as a small product.
+    """One operator, not one for each step: to call one takes as long as a small product.
 
     The attention of heads is kept for the backward pass, that of maps is computed again.
     """
@@ -135,31 +124,18 @@ class _AttendNeighbours(Function):
         graph: RelationGraph,
         dropout: float,
     ) -> Tensor:
-        of_relations = (relation_vectors_MV, relation_tables_TRV)
-        ends_NM2 = torch.ops.merc.ends(_as_heads(values_NI, vectors_M2C), vectors_M2C)
-        relation_MR = None if relation_vectors_MV is None else torch.ops.merc.relation_scores(*of_relations)
-        of_band = (ends_NM2, relation_MR, coefficients_H, graph.connected)
-        ctx.rest = (graph.neighbourhood.past, [int(kind) for kind in graph.kinds], SLOPE, *drops(dropout))
-        attention = torch.ops.merc.attention_band(*of_band, *ctx.rest)
-        ctx.save_for_backward(values_NI, vectors_M2C, *of_relations, attention, *of_band)
-        return cast(Tensor, torch.ops.merc.mix(attention, values_NI, graph.neighbourhood.past))
+        inputs = (values_NI, vectors_M2C, coefficients_H, relation_vectors_MV, relation_tables_TRV)
+        kinds = [int(kind) for kind in graph.kinds]
+        ctx.rest = (graph.connected, graph.neighbourhood.past, kinds, SLOPE, *drops(dropout))
+        out_NHI, attention, ends_NM2 = torch.ops.merc.attend_neighbours(*inputs, *ctx.rest)
+        ctx.save_for_backward(attention, ends_NM2, *inputs)
+        return cast(Tensor, out_NHI)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NHI: Tensor) -> tuple[Tensor | None, ...]:
-        values_NI, vectors_M2C, *of_relations, attention, ends_NM2, relation_MR, coefficients_H, connected = (
-            ctx.saved_tensors
-        )
-        of_attention, of_values = torch.ops.merc.mix_backward(gradient_NHI, attention, values_NI, ctx.rest[0])
-        of_ends, of_relation, of_coefficients = torch.ops.merc.attention_band_backward(
-            of_attention, ends_NM2, relation_MR, coefficients_H, connected, *ctx.rest
-        )
-        rows, of_rows = (_as_heads(x, vectors_M2C) for x in (values_NI, of_values))
-        of_vectors = torch.ops.merc.ends_backward(of_ends, of_rows, rows, vectors_M2C)  # adds to that of the values
-        of_parts = (None, None)
-        if relation_MR is not None:
-            of_parts = torch.ops.merc.relation_scores_backward(of_relation, *of_relations)
-        return of_values, of_vectors, None if coefficients_H is None else of_coefficients, *of_parts, None, None
+        gradients = torch.ops.merc.attend_neighbours_backward(gradient_NHI, *ctx.saved_tensors, *ctx.rest)
+        return *gradients, None, None
 
 
 def attention_band(
@@ -259,8 +235,7 @@ class _Mapped(Function):
     def forward(ctx: Any, x_NHI: Tensor, weight_HID: Tensor) -> Tensor:
         ctx.save_for_backward(x_NHI, weight_HID)
         out_NHD = x_NHI.new_empty(*x_NHI.shape[:2], weight_HID.shape[2])
-        for x_NI, weight_ID, out_ND in zip(x_NHI.unbind(1), weight_HID, out_NHD.unbind(1), strict=True):
-            multiply(x_NI, weight_ID, out_ND)
+        multiply(x_NHI.transpose(0, 1), weight_HID, out_NHD.transpose(0, 1))
         return out_NHD
 
     @staticmethod
@@ -268,7 +243,7 @@ class _Mapped(Function):
     def backward(ctx: Any, of_out_NHD: Tensor) -> tuple[Tensor, Tensor]:
         x_NHI, weight_HID = ctx.saved_tensors
         of_x_NHI, of_weight_HID = torch.empty_like(x_NHI), weight_HID.new_empty(weight_HID.shape)
-        for head, of_out_ND in enumerate(of_out_NHD.unbind(1)):
-            multiply(of_out_ND, weight_HID[head].T, of_x_NHI[:, head])
-            multiply(x_NHI[:, head].T, of_out_ND, of_weight_HID[head])
+        of_out_HND = of_out_NHD.transpose(0, 1)
+        multiply(of_out_HND, weight_HID.mT, of_x_NHI.transpose(0, 1))
+        multiply(x_NHI.permute(1, 2, 0), of_out_HND, of_weight_HID)
         return of_x_NHI, of_weight_HID
