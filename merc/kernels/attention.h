@@ -80,6 +80,7 @@ struct Reach {
   const bool* visible;     // rows that are attended to; null: all
   int64_t past, future, heads;
   bool difference;
+  float scale;  // of the scores
   Mask mask;
 
   int64_t dialogues() const { return static_cast<int64_t>(starts.size()) - 1; }
@@ -138,6 +139,10 @@ class Piece {
       const int64_t end = std::min(sources, start + i + reach_.future + 1 - first);
       std::fill(scores, scores + begin, 0.f);
       std::fill(scores + end, scores + sources, 0.f);
+      const Lanes scale(reach_.scale);
+      pieces(end - begin, [&](int64_t k, int64_t there) {
+        store(scores + begin + k, load(scores + begin + k, there) * scale, there);
+      });
       bool any = !reach_.visible;
       for (int64_t k = begin; reach_.visible && k < end; ++k) {
         const bool seen = reach_.visible[row_ + first + k];
@@ -205,15 +210,15 @@ inline void check_attention(
 // (N, M, Q) queries and keys, (N, H, V) values → (N, H, V).
 inline Tensor attend(
     const Tensor& query_, const Tensor& key_, const Tensor& value_, at::IntArrayRef starts,
-    const std::optional<Tensor>& visible_, int64_t past, int64_t future, bool difference, int64_t seed,
+    const std::optional<Tensor>& visible_, int64_t past, int64_t future, bool difference, double scale, int64_t seed,
     int64_t dropped) {
   check_attention(query_, key_, value_, starts, visible_, difference);
   const Tensor query = strided(query_), key = strided(key_), value = strided(value_);
   const Tensor visible = visible_ ? visible_->contiguous() : Tensor();
   const int64_t depth = value.size(2);
   Tensor out = at::empty(value.sizes(), value.options());
-  const Reach reach{starts, visible.defined() ? visible.const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
-                    Mask(seed, dropped)};
+  const Reach reach{starts, visible.defined() ? visible.const_data_ptr<bool>() : nullptr, past, future, value.size(1),
+                    difference, static_cast<float>(scale), Mask(seed, dropped)};
   with_type(value, [&]<typename T>() {
     reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes, Scratch& scratch) {
       const HeadMaps<T> maps(query, key, reach, head, row, length, scratch);
@@ -237,7 +242,7 @@ inline Tensor attend(
 // Gradients of queries, keys and values.
 inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
     const Tensor& of_out_, const Tensor& query_, const Tensor& key_, const Tensor& value_, at::IntArrayRef starts,
-    const std::optional<Tensor>& visible_, int64_t past, int64_t future, bool difference, int64_t seed,
+    const std::optional<Tensor>& visible_, int64_t past, int64_t future, bool difference, double scale, int64_t seed,
     int64_t dropped) {
   check_attention(query_, key_, value_, starts, visible_, difference);
   TORCH_CHECK(of_out_.sizes() == value_.sizes(), "a gradient for each number");
@@ -246,8 +251,8 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
   const int64_t width = query.size(2), depth = value.size(2);
   Tensor of_query = at::empty(query.sizes(), query.options()), of_key = at::empty(key.sizes(), key.options());
   Tensor of_value = at::empty(value.sizes(), value.options());
-  const Reach reach{starts, visible.defined() ? visible.const_data_ptr<bool>() : nullptr, past, future, value.size(1), difference,
-                    Mask(seed, dropped)};
+  const Reach reach{starts, visible.defined() ? visible.const_data_ptr<bool>() : nullptr, past, future, value.size(1),
+                    difference, static_cast<float>(scale), Mask(seed, dropped)};
   with_type(value, [&]<typename T>() {
     reach.each([&](int64_t head, int64_t row, int64_t length, int64_t bytes, Scratch& scratch) {
       const HeadMaps<T> maps(query, key, reach, head, row, length, scratch);
@@ -278,7 +283,7 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
         for (int64_t map = 0; map < reach.maps(); ++map) {
           float* of_scores = attention;  // no longer needed
           for (int64_t i = 0; i < count; ++i)
-            softmax_backward(all_maps + map * area + i * step, of_attention + i * step, map ? -1.f : 1.f,
+            softmax_backward(all_maps + map * area + i * step, of_attention + i * step, map ? -reach.scale : reach.scale,
                              of_scores + i * step, sources);
           a_b(count, width, sources, {of_scores, step}, maps.keys[map].from(first), false, of_queries[map]->from(start),
               of_queries[map]->step);

@@ -13,7 +13,8 @@
 #define NEIGHBOURS                                                                                          \
   "Tensor values, Tensor vectors, Tensor? coefficients, Tensor? relation_vectors, Tensor? relation_tables," \
   " Tensor connected, int past, int[] kinds, float slope, int seed, int dropped"
-#define REACH "int[] starts, Tensor? visible, int past, int future, bool difference, int seed, int dropped"
+#define REACH \
+  "int[] starts, Tensor? visible, int past, int future, bool difference, float scale, int seed, int dropped"
 
 TORCH_LIBRARY(merc, library) {
   library.def("allocate_tensors() -> ()", &merc::allocate_tensors);

@@ -33,18 +33,20 @@ def attend(
     batch: ConversationBatch,
     dropout: float,
     *,
+    scale: float = 1.0,
     difference: bool = False,
     to_padding: bool = False,
     window: int | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention, dropout(softmax(q kᵀ)) v, among the utterances of each dialogue.
+    """Scaled dot-product attention, dropout(softmax(scale · q kᵀ)) v, among the utterances of each dialogue.
 
     Args:
-        query_NMQ: queries of M maps, already scaled.
+        query_NMQ: queries of M maps.
         key_NMQ: keys.
         value_NHV: values of H heads.
         batch: the dialogues; if causal, no utterance receives from a later one.
         dropout: probability with which an entry of a head's attention is dropped.
+        scale: of the scores.
         difference: a head is the difference of two maps, M = 2H: maps 2h minus 2h+1. Otherwise M = H.
         to_padding: rows of padding, if there are any, are attended to as well.
         window: utterances before and after that are attended to; None: the whole dialogue.
@@ -56,11 +58,13 @@ def attend(
     if native(*rows):
         visible_N = None if to_padding else batch.present
         reach = _reach(batch, batch.longest, window)
-        return cast(Tensor, _NativeAttend.apply(*rows, batch.lengths, visible_N, reach, dropout, difference))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _NativeAttend.apply(*rows, batch.lengths, visible_N, reach, dropout, difference, scale))  # type: ignore[no-untyped-call]
+    if scale != 1:
+        query_NMQ = scale * query_NMQ
     if plain_form():
         return _attend_padded(query_NMQ, key_NMQ, value_NHV, batch, dropout, difference, to_padding, window)
     tiles = _tiles(batch, to_padding, window)
-    return cast(Tensor, _TiledAttend.apply(*rows, tiles, dropout, difference))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _TiledAttend.apply(query_NMQ, key_NMQ, value_NHV, tiles, dropout, difference))  # type: ignore[no-untyped-call]
 
 
 def _attend_padded(
@@ -87,6 +91,7 @@ def attention_weights(
     key_NMQ: Tensor,
     batch: ConversationBatch,
     *,
+    scale: float = 1.0,
     difference: bool = False,
     window: int | None = None,
 ) -> Tensor:
@@ -100,7 +105,7 @@ def attention_weights(
     rows, maps = query_NMQ.shape[:2]
     units_NN = torch.eye(rows, dtype=query_NMQ.dtype, device=query_NMQ.device)
     values_NHN = units_NN[:, None].expand(-1, maps // 2 if difference else maps, -1)
-    return attend(query_NMQ, key_NMQ, values_NHN, batch, dropout=0.0, difference=difference, window=window)
+    return attend(query_NMQ, key_NMQ, values_NHN, batch, 0.0, scale=scale, difference=difference, window=window)
 
 
 class _Tile:
@@ -196,9 +201,10 @@ class _NativeAttend(Function):
         reach: tuple[int, int],
         dropout: float,
         difference: bool,
+        scale: float,
     ) -> Tensor:
         starts = (0, *accumulate(lengths))
-        ctx.rest = (starts, visible_N, *reach, difference, *drops(dropout))
+        ctx.rest = (starts, visible_N, *reach, difference, scale, *drops(dropout))
         ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
         return torch.ops.merc.attend(query_NMQ, key_NMQ, value_NHV, *ctx.rest)
 
@@ -206,7 +212,7 @@ class _NativeAttend(Function):
     @once_differentiable
     def backward(ctx: Any, gradient_NHV: Tensor) -> tuple[Tensor | None, ...]:
         gradients = torch.ops.merc.attend_backward(gradient_NHV, *ctx.saved_tensors, *ctx.rest)
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 class _TiledAttend(Function):

@@ -222,7 +222,8 @@ def test_attention_among_utterances(
         if strided:  # as parts of wider rows are
             query, key = torch.cat([query, key], dim=1).split(maps, dim=1)
         to_padding = padding == "seen"
-        out = attend(query, key, value, batch, 0.0, difference=difference, to_padding=to_padding, window=window)
+        settings_ = {"scale": 1.5, "difference": difference, "to_padding": to_padding, "window": window}
+        out = attend(query, key, value, batch, 0.0, **settings_)
         # Where a row of padding sees nothing at all, nobody asks what it receives.
         return out if padding != "unseen" else out * batch.present[:, None, None]
 

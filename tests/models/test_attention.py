@@ -77,6 +77,7 @@ def attend_by_loops(query: Tensor, key: Tensor, value: Tensor, sources: list[lis
     padded=st.booleans(),
     to_padding=st.booleans(),
     window=st.none() | st.integers(0, 6),
+    scale=st.sampled_from([1.0, 0.3]),
     seed=st.integers(0, 99),
 )
 def test_results_and_gradients_equal_plain_attention(
@@ -86,6 +87,7 @@ def test_results_and_gradients_equal_plain_attention(
     padded: bool,
     to_padding: bool,
     window: int | None,
+    scale: float,
     seed: int,
 ) -> None:
     batch = batch_of(lengths, padded, causal)
@@ -93,8 +95,10 @@ def test_results_and_gradients_equal_plain_attention(
     sources = visible_rows(batch, to_padding, window)
     # What is received where there is nothing to receive is never used.
     used = torch.tensor([bool(visible) for visible in sources])[:, None, None]
-    ours = attend(*tensors, batch, 0.0, difference=difference, to_padding=to_padding, window=window) * used
-    plain = attend_by_loops(*tensors, sources, difference) * used
+    settings_ = {"scale": scale, "difference": difference, "to_padding": to_padding, "window": window}
+    ours = attend(*tensors, batch, 0.0, **settings_) * used
+    query, key, value = tensors
+    plain = attend_by_loops(scale * query, key, value, sources, difference) * used
     torch.testing.assert_close(ours, plain)
     weights = torch.randn_like(plain)
     gradients = torch.autograd.grad((ours * weights).sum(), tensors)

@@ -44,6 +44,7 @@ class DiffAttention(nn.Module):
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * (depth - 1))
         self.query_key_value = Linear(hidden_dim, 3 * hidden_dim)
         width = hidden_dim // (2 * heads)
+        self.scale = width**-0.5
         self.lambda_query = nn.Parameter(0.1 * torch.randn(2, width))
         self.lambda_key = nn.Parameter(0.1 * torch.randn(2, width))
         self.norm = nn.RMSNorm(2 * width, eps=1e-5)
@@ -59,7 +60,9 @@ class DiffAttention(nn.Module):
         query_NMQ, key_NMQ, value_NHV = self._heads(x_ND)
         # Both maps of every head in one call: maps of all heads, then the other maps of all heads.
         value_NMV = value_NHV.repeat(1, 2, 1)
-        attended_NMV = attend(query_NMQ, key_NMQ, value_NMV, batch, self.dropout.rate, window=self.window)
+        attended_NMV = attend(
+            query_NMQ, key_NMQ, value_NMV, batch, self.dropout.rate, scale=self.scale, window=self.window
+        )
         first_NHV, second_NHV = at_least_single(attended_NMV).chunk(2, dim=1)
         heads_NHV = (1 - self.lambda_init) * self.norm(first_NHV - self.coefficient() * second_NHV)
         out_ND: Tensor = self.output(heads_NHV.flatten(1))
@@ -68,15 +71,15 @@ class DiffAttention(nn.Module):
     def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, H, N): how much each row receives from each, the difference of two maps; for inspection."""
         query_NMQ, key_NMQ, _ = self._heads(x_ND)
-        maps_NMN = at_least_single(attention_weights(query_NMQ, key_NMQ, batch, window=self.window))
-        first_NHN, second_NHN = maps_NMN.chunk(2, dim=1)
+        maps_NMN = attention_weights(query_NMQ, key_NMQ, batch, scale=self.scale, window=self.window)
+        first_NHN, second_NHN = at_least_single(maps_NMN).chunk(2, dim=1)
         return first_NHN - self.coefficient() * second_NHN
 
     def _heads(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, D) → scaled queries and keys of M = 2H maps, (N, M, Q) each, and values (N, H, V)."""
+        """(N, D) → queries and keys of M = 2H maps, (N, M, Q) each, and values (N, H, V)."""
         query_ND, key_ND, value_ND = self.query_key_value(x_ND).chunk(3, dim=-1)
         query_NMQ, key_NMQ = (x.unflatten(-1, (2 * self.heads, -1)) for x in (query_ND, key_ND))
-        return query_NMQ * query_NMQ.shape[-1] ** -0.5, key_NMQ, value_ND.unflatten(-1, (self.heads, -1))
+        return query_NMQ, key_NMQ, value_ND.unflatten(-1, (self.heads, -1))
 
 
 class DiffTransformerDenoiser(PositionedLayers):

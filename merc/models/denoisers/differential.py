@@ -137,20 +137,21 @@ class ShiftedDifference(nn.Module):
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        mixed_NHV = attend(*self._heads(x_ND, batch), batch, self.dropout.rate, difference=True, window=self.window)
+        mixed_NHV = attend(
+            *self._heads(x_ND, batch), batch, self.dropout.rate, scale=self.scale, difference=True, window=self.window
+        )
         out_ND: Tensor = self.output(self.weight * mixed_NHV.flatten(1))
         return out_ND
 
     def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, H, N): how much each row receives from each, A_1 − A_2; for inspection."""
         query_NMV, key_NMV, _ = self._heads(x_ND, batch)
-        return attention_weights(query_NMV, key_NMV, batch, difference=True, window=self.window)
+        return attention_weights(query_NMV, key_NMV, batch, scale=self.scale, difference=True, window=self.window)
 
     def _heads(self, x_ND: Tensor, batch: ConversationBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, D) → scaled queries and keys of M = 2H maps, (N, M, V) each, and values (N, H, V)."""
+        """(N, D) → queries and keys of M = 2H maps, (N, M, V) each, and values (N, H, V)."""
         query, key, value = self.query_key_value(x_ND).unflatten(-1, (3, self.heads, self.width)).unbind(1)
-        query = (self.scale * query).repeat_interleave(2, dim=1)
-        return query, torch.stack([key, key[batch.previous]], dim=2).flatten(1, 2), value
+        return query.repeat_interleave(2, dim=1), torch.stack([key, key[batch.previous]], dim=2).flatten(1, 2), value
 
 
 class DifferentialDenoiser(nn.Module):

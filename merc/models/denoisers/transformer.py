@@ -33,19 +33,21 @@ class DialogueAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        attended_NHV = attend(*self._heads(x_ND), batch, self.dropout.rate, window=self.window)
+        attended_NHV = attend(
+            *self._heads(x_ND), batch, self.dropout.rate, scale=self.head_width**-0.5, window=self.window
+        )
         out_ND: Tensor = self.output(attended_NHV.flatten(1))
         return out_ND
 
     def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, H, N): how much each row receives from each; for inspection."""
         query_NHV, key_NHV, _ = self._heads(x_ND)
-        return attention_weights(query_NHV, key_NHV, batch, window=self.window)
+        return attention_weights(query_NHV, key_NHV, batch, scale=self.head_width**-0.5, window=self.window)
 
     def _heads(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, D) → scaled queries, keys and values, (N, H, V) each."""
+        """(N, D) → queries, keys and values, (N, H, V) each."""
         query, key, value = self.query_key_value(x_ND).unflatten(-1, (3, -1, self.head_width)).unbind(1)
-        return query * self.head_width**-0.5, key, value
+        return query, key, value
 
 
 class TransformerLayer(nn.Module):

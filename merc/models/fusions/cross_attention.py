@@ -38,7 +38,7 @@ class CrossAttention(nn.Module):
         query_weight, key_value_weight = self.query_key_value.weight.split([x_ND.shape[1], 2 * x_ND.shape[1]])
         query = linear(x_ND, query_weight).unflatten(-1, (self.heads, self.width))
         key, value = linear(other_ND, key_value_weight).unflatten(-1, (2, self.heads, self.width)).unbind(1)
-        attended_NHV = attend(query * self.width**-0.5, key, value, batch, self.dropout.rate, to_padding=True)
+        attended_NHV = attend(query, key, value, batch, self.dropout.rate, scale=self.width**-0.5, to_padding=True)
         out_ND: Tensor = self.dropout(self.output(attended_NHV.flatten(1)))
         return out_ND
 

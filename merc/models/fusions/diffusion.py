@@ -35,7 +35,7 @@ class Affinity(nn.Module):
         """A(x) · values: (N, D) and C rows for each of them, (N, C, D) → (N, C, D)."""
         query, key = self.query_key(x_ND).unflatten(-1, (2, self.heads, self.width)).unbind(1)
         value = values_NCD.unflatten(-1, (self.heads, self.width)).transpose(1, 2)
-        diffused = attend(query * self.width**-0.5, key, value.flatten(2), batch, self.dropout.rate)
+        diffused = attend(query, key, value.flatten(2), batch, self.dropout.rate, scale=self.width**-0.5)
         return diffused.unflatten(-1, (-1, self.width)).transpose(1, 2).flatten(2)
 
 
