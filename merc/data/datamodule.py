@@ -106,7 +106,7 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         validation_fraction: float | None = None,
         standardize: str = "none",
         batch_size: int = 16,
-        evaluation_batch_size: int = 128,
+        evaluation_batch_size: int = 512,
         speaker_slots: int | None = None,
         test_lengths: Sequence[int] | None = None,
         seed: int = 0,

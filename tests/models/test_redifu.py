@@ -20,7 +20,7 @@ from merc.models.graphs import CrossModalGraph
 
 WALK = [
     "model.pad_dialogues=false",
-    "data.evaluation_batch_size=128",
+    "data.evaluation_batch_size=512",
     "graph=relational_cross_modal",
     "denoiser=diff_transformer",
     "fusion=text_guided_diffusion",
