@@ -1,10 +1,10 @@
 """Operators for the CPU in C++, compiled for its processor where they are first used.
 
-Each is one pass over memory where PyTorch's operators make several: dropout without stored masks, GELU, the norm of the
-heads, attention over relation graphs and among utterances, forward and backward; one multiplies matrices. They
-are ``torch.ops.merc``; the sources lie here. Everything that they compute is also written in PyTorch's operators, for
-other devices and precisions, for :mod:`torch.func`, and where there is no compiler; tests hold both to each other.
-Loading them replaces the allocator of the process's CPU tensors (``allocator.h``).
+They make fewer passes over memory than PyTorch's, and fewer of them are called: residuals and dropout without stored
+masks, GELU, the norm of the heads, attention over relation graphs and among utterances, forward and backward; others
+multiply matrices. They are ``torch.ops.merc``; the sources lie here. Everything that they compute is also written in
+PyTorch's operators, for other devices and precisions, for :mod:`torch.func`, and where there is no compiler; tests hold
+both to each other. Loading them replaces the allocator of the process's CPU tensors (``allocator.h``).
 """
 
 from collections.abc import Iterator
@@ -28,11 +28,12 @@ _off: ContextVar[bool] = ContextVar("off", default=False)
 
 def native(*tensors: Tensor | None) -> bool:
     """Whether ``torch.ops.merc`` can compute with these tensors; None stands for one that is not there."""
+    if plain_form():  # first, since torch.compile, which is only used there, cannot follow the rest
+        return False
     for x in tensors:  # not all(): this is asked hundreds of times a step
         if x is not None and not (x.is_cpu and x.dtype in PRECISIONS):
             return False
-    # First what torch.compile can follow.
-    return not plain_form() and not _off.get() and loaded()
+    return not _off.get() and loaded()
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class Piece {
   // x · mask for all rows of the piece; `bytes` are those of the head.
   void drop(float* x, int64_t bytes, int64_t length) const {
     for (int64_t i = 0; i < count; ++i)
-      reach_.mask.apply(x + i * step, x + i * step, bytes + (start + i) * Mask::stretch(length), sources);
+      reach_.mask.apply(x + i * step, bytes + (start + i) * Mask::stretch(length), sources);
   }
 
   const int64_t start, count, first, sources;

@@ -34,12 +34,11 @@ class Mask {
     if (i < n) some(n);
   }
 
-  // y[i] = x[i] · mask[start + i]
-  template <typename T>
-  void apply(const T* x, T* y, int64_t start, int64_t n) const {
-    if (!any() && x == y) return;
+  // x[i] becomes x[i] · mask[start + i].
+  void apply(float* x, int64_t start, int64_t n) const {
+    if (!any()) return;
     each(start, n, [&](int64_t i, int64_t count, const Lanes& factors) {
-      store(y + i, load(x + i, count) * factors, count);
+      store(x + i, load(x + i, count) * factors, count);
     });
   }
 
@@ -96,7 +95,7 @@ class Mask {
   float scale_;
 };
 
-// x · mask, of another type if one is given; the gradient of both is the same with theirs.
+// x · mask, of another type if one is given; its gradient is the same of the gradient, with the type of x.
 inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped, std::optional<at::ScalarType> type) {
   const Tensor x = x_.contiguous();
   Tensor y = at::empty_like(x, x.options().dtype(type.value_or(x.scalar_type())));

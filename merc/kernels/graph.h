@@ -237,7 +237,7 @@ inline Tensor attention_band(
         float* attention = to + band.entry(row, head);
         std::copy_n(maps.map(band.difference() ? 2 * head : head), band.reach, attention);
         if (band.difference()) add(attention, -band.coefficient(head), maps.map(2 * head + 1), band.reach);
-        mask.apply(attention, attention, (row * band.heads + head) * band.stretch(), band.reach);
+        mask.apply(attention, (row * band.heads + head) * band.stretch(), band.reach);
       }
     }
   });
@@ -271,7 +271,7 @@ inline std::tuple<Tensor, Tensor, Tensor> attention_band_backward(
         float factor = 1;
         if (!band.difference() || map % 2 == 0) {
           std::copy_n(incoming + band.entry(row, head), reach, of_head.data());
-          mask.apply(of_head.data(), of_head.data(), (row * band.heads + head) * band.stretch(), reach);
+          mask.apply(of_head.data(), (row * band.heads + head) * band.stretch(), reach);
         } else {
           factor = -band.coefficient(head);
           of_factors[part * band.heads + head] -= dot(of_head.data(), maps.map(map), reach);

@@ -4,11 +4,15 @@
 
 #include "allocator.h"
 #include "attention.h"
+#include "column_sums.h"
 #include "dropout.h"
 #include "gelu.h"
+#include "graph.h"
 #include "head_norm.h"
 #include "linear.h"
+#include "mix.h"
 #include "neighbours.h"
+#include "product.h"
 
 #define NEIGHBOURS                                                                                          \
   "Tensor values, Tensor vectors, Tensor? coefficients, Tensor? relation_vectors, Tensor? relation_tables," \

@@ -20,10 +20,11 @@ inline std::optional<Tensor> scores_of(const std::optional<Tensor>& vectors, con
 // (N, I) values and (M, 2, C) vectors → (N, H, I) and, for the backward pass, the attention of the heads and the ends of
 // the maps: those of the maps themselves are computed again.
 inline std::tuple<Tensor, Tensor, Tensor> attend_neighbours(
-    const Tensor& values, const Tensor& vectors, const std::optional<Tensor>& coefficients,
+    const Tensor& values_, const Tensor& vectors, const std::optional<Tensor>& coefficients,
     const std::optional<Tensor>& relation_vectors, const std::optional<Tensor>& relation_tables, const Tensor& connected,
     int64_t past, at::IntArrayRef kinds, double slope, int64_t seed, int64_t dropped) {
-  TORCH_CHECK(values.dim() == 2 && vectors.dim() == 3, "rows of values, two vectors for each map");
+  TORCH_CHECK(values_.dim() == 2 && vectors.dim() == 3, "rows of values, two vectors for each map");
+  const Tensor values = values_.contiguous();
   const Tensor of_maps = ends(as_heads(values, vectors), vectors);
   const Tensor attention = attention_band(of_maps, scores_of(relation_vectors, relation_tables), coefficients, connected,
                                           past, kinds, slope, seed, dropped);
@@ -32,10 +33,11 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_neighbours(
 
 // Gradients of values, vectors and, where they are given, coefficients and the vectors and tables of relations.
 inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend_neighbours_backward(
-    const Tensor& of_out, const Tensor& attention, const Tensor& of_maps, const Tensor& values, const Tensor& vectors,
+    const Tensor& of_out, const Tensor& attention, const Tensor& of_maps, const Tensor& values_, const Tensor& vectors,
     const std::optional<Tensor>& coefficients, const std::optional<Tensor>& relation_vectors,
     const std::optional<Tensor>& relation_tables, const Tensor& connected, int64_t past, at::IntArrayRef kinds,
     double slope, int64_t seed, int64_t dropped) {
+  const Tensor values = values_.contiguous();
   const auto [of_attention, of_values] = mix_backward(of_out, attention, values, past);
   const auto [of_ends, of_scores, of_coefficients] =
       attention_band_backward(of_attention, of_maps, scores_of(relation_vectors, relation_tables), coefficients,

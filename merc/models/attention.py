@@ -59,8 +59,7 @@ def attend(
         visible_N = None if to_padding else batch.present
         reach = _reach(batch, batch.longest, window)
         return cast(Tensor, _NativeAttend.apply(*rows, batch.lengths, visible_N, reach, dropout, difference, scale))  # type: ignore[no-untyped-call]
-    if scale != 1:
-        query_NMQ = scale * query_NMQ
+    query_NMQ = scale * query_NMQ
     if plain_form():
         return _attend_padded(query_NMQ, key_NMQ, value_NHV, batch, dropout, difference, to_padding, window)
     tiles = _tiles(batch, to_padding, window)

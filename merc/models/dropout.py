@@ -66,11 +66,13 @@ class _AddDropped(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        of_x, of_y = ctx.dtypes
-        if not ctx.mask[1]:
-            return gradient.to(of_x), gradient.to(of_y), None
-        return gradient.to(of_x), torch.ops.merc.dropout(gradient, *ctx.mask, of_y), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        of_x, of_y, _ = ctx.needs_input_grad
+        x_dtype, y_dtype = ctx.dtypes
+        of_y_ND = None
+        if of_y:
+            of_y_ND = torch.ops.merc.dropout(gradient, *ctx.mask, y_dtype) if ctx.mask[1] else gradient.to(y_dtype)
+        return gradient.to(x_dtype) if of_x else None, of_y_ND, None
 
 
 def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from merc.kernels import drops, native
 from merc.models.dropout import Dropout
-from merc.models.linear import Linear, column_sums, linear, product, ready_to_multiply
+from merc.models.linear import Linear, linear, product, ready_to_multiply
 
 Approximation = Literal["none", "tanh"]
 
@@ -80,4 +80,4 @@ class _GeluLinear(Function):
         if of_x:
             of_x_NI = product(of_out_NO, weight_OI, x_NI.dtype).contiguous()
             torch.ops.merc.gelu_backward(of_x_NI, x_NI, *ctx.settings)
-        return of_x_NI, of_weight_OI, column_sums(of_out_NO, weight_OI.dtype) if of_bias else None, None
+        return of_x_NI, of_weight_OI, torch.ops.merc.column_sums(of_out_NO) if of_bias else None, None

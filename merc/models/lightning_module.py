@@ -118,9 +118,6 @@ class EmotionRecognition(L.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Nothing: :meth:`optimizer_step` leaves no gradients."""
-
     def validation_step(self, batch: ConversationBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of an evaluated split."""
         prediction = self(batch)

@@ -104,11 +104,6 @@ def _multiply_by(engine: Engine, a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> 
         out_NO.copy_(_multiplied(a_NI, b_IO))
 
 
-def column_sums(x_NO: Tensor, dtype: torch.dtype) -> Tensor:
-    """(O,) the gradient of a bias; without one of its own."""
-    return torch.ops.merc.column_sums(x_NO).to(dtype) if native(x_NO) else x_NO.sum(0, dtype=dtype)
-
-
 def ready_to_multiply(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """Rows and weights in the precision in which autocast has them multiplied; unchanged where there is no autocast.
 
@@ -207,7 +202,7 @@ class _Linear(Function):
         return (
             _times(of_out_NO, weight_OI, ctx.engine, x_NI.dtype) if of_x else None,
             _times(of_out_NO.T, x_NI, ctx.engine, weight_OI.dtype) if of_weight else None,
-            column_sums(of_out_NO, weight_OI.dtype) if of_bias else None,
+            of_out_NO.sum(0, dtype=torch.float32) if of_bias else None,
             None,
             None,
         )

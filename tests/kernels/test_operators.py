@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merc.kernels import native
+from merc.kernels import native, pytorch_alone
 from merc.kernels.library import loaded
 from merc.models.attention import attend
 from merc.models.dropout import Masks, RandomBytes, add_dropped, apply_mask, dropout, keep_scale
@@ -132,6 +132,7 @@ def test_attention_among_neighbours(
     def received(values_NI: Tensor, vectors_M2C: Tensor, *others: Tensor) -> Tensor:
         relations = Relations(*others[:2]) if relational else None
         coefficients_H = others[-1] if difference else None
+        values_NI = values_NI if padded else values_NI.T.contiguous().T  # however the rows lie
         return attend_neighbours(values_NI, vectors_M2C, relations, coefficients_H, graph, dropout=0.0)
 
     for channels in (width, width // maps):  # of whole rows, or of the part of each map
@@ -251,7 +252,19 @@ def test_a_sum_of_two_precisions(
     of_x, of_y = torch.autograd.grad(ours, [x, y], weights)
     assert torch.equal(of_x, weights.to(x_dtype))
     torch.testing.assert_close(of_y, (weights * factors).to(y_dtype))
-    assert torch.equal(add_dropped(x, y), x + y)
+    whole = add_dropped(x, y)
+    assert torch.equal(whole, x + y)
+    (of_y,) = torch.autograd.grad(whole, [y], weights)
+    assert torch.equal(of_y, weights.to(y_dtype))
+    with pytorch_alone():
+        assert torch.equal(add_dropped(x, y), whole)
+
+
+def test_what_does_not_fit_has_no_sum() -> None:
+    with pytest.raises(RuntimeError, match="no sum of"):
+        torch.ops.merc.add_dropped(torch.zeros(3, 4), torch.zeros(4), 0, 0)
+    with pytest.raises(RuntimeError, match="columns of a matrix"):
+        torch.ops.merc.column_sums(torch.zeros(3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

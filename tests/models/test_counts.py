@@ -141,10 +141,10 @@ def counted(config: dict[str, Any], batch: ConversationBatch) -> Counts:
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 865),
-        ("model=amb_dsgdn_released", 880),
-        ("model=redifu", 895),
-        ("model=redifu_released", 975),
+        ("model=amb_dsgdn", 775),
+        ("model=amb_dsgdn_released", 790),
+        ("model=redifu", 800),
+        ("model=redifu_released", 930),
     ],
 )
 def test_operators_of_a_training_step(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:
@@ -232,10 +232,10 @@ def test_memory_of_a_step_grows_with_the_dialogue_not_with_its_square(
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 305),
-        ("model=amb_dsgdn_released", 322),
-        ("model=redifu", 535),
-        ("model=redifu_released", 800),
+        ("model=amb_dsgdn", 280),
+        ("model=amb_dsgdn_released", 297),
+        ("model=redifu", 495),
+        ("model=redifu_released", 755),
     ],
 )
 def test_bytes_allocated_per_utterance(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:

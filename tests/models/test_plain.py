@@ -10,7 +10,7 @@ from torch.func import vmap
 from merc.data.conversation import ConversationBatch
 from merc.models import linear as linear_module
 from merc.models.attention import attend
-from merc.models.dropout import dropout
+from merc.models.dropout import add_dropped, dropout
 from merc.models.gelu_linear import gelu_linear
 from merc.models.graphs.banded import Relations, attend_neighbours, ends, mapped, mix, with_padding
 from merc.models.graphs.neighbourhood import Relation, relation_graphs
@@ -137,6 +137,11 @@ def test_attention_among_utterances(
     )
 
 
+def test_residual() -> None:
+    torch.manual_seed(0)
+    assert_forms_agree(add_dropped, numbers(N, DIM), numbers(N, DIM))
+
+
 @pytest.mark.parametrize("to_padding", [False, True])
 def test_attention_with_rows_of_padding(make_batch: Callable[..., ConversationBatch], to_padding: bool) -> None:
     torch.manual_seed(0)
@@ -148,10 +153,11 @@ def test_attention_with_rows_of_padding(make_batch: Callable[..., ConversationBa
     )
 
 
+@pytest.mark.parametrize("drop", [dropout, lambda x, p: add_dropped(torch.zeros_like(x), x, p)])
 @pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_dropout_keeps_the_mean_and_masks_differ(rate: float) -> None:
+def test_dropout_keeps_the_mean_and_masks_differ(drop: Callable[[Tensor, float], Tensor], rate: float) -> None:
     torch.manual_seed(0)
-    dropped = vmap(lambda x: dropout(x, rate), randomness="different")(torch.ones(2, 100, 100))
+    dropped = vmap(lambda x: drop(x, rate), randomness="different")(torch.ones(2, 100, 100))
     assert not torch.equal(dropped[0], dropped[1])
     assert dropped.mean().item() == pytest.approx(1, abs=0.02)
     assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.02)

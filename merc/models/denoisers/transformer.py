@@ -26,6 +26,7 @@ class DialogueAttention(nn.Module):
     def __init__(self, hidden_dim: int, heads: int, dropout: float, window: int | None = None) -> None:
         super().__init__()
         self.head_width = head_width(hidden_dim, heads)
+        self.scale = self.head_width**-0.5
         self.dropout = Dropout(dropout)
         self.window = window
         self.query_key_value = Linear(hidden_dim, 3 * hidden_dim)
@@ -33,16 +34,14 @@ class DialogueAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
-        attended_NHV = attend(
-            *self._heads(x_ND), batch, self.dropout.rate, scale=self.head_width**-0.5, window=self.window
-        )
+        attended_NHV = attend(*self._heads(x_ND), batch, self.dropout.rate, scale=self.scale, window=self.window)
         out_ND: Tensor = self.output(attended_NHV.flatten(1))
         return out_ND
 
     def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, H, N): how much each row receives from each; for inspection."""
         query_NHV, key_NHV, _ = self._heads(x_ND)
-        return attention_weights(query_NHV, key_NHV, batch, scale=self.head_width**-0.5, window=self.window)
+        return attention_weights(query_NHV, key_NHV, batch, scale=self.scale, window=self.window)
 
     def _heads(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, D) → queries, keys and values, (N, H, V) each."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
 from merc.models.attention import attend
-from merc.models.dropout import Dropout
+from merc.models.dropout import Dropout, add_dropped
 from merc.models.gelu_linear import GeluLinear
 from merc.models.linear import Linear, linear
 from merc.models.precision import interpolate
@@ -58,7 +58,8 @@ class ModalityFusion(nn.Module):
         self.gate = Linear(2 * hidden_dim, hidden_dim)
         widths = [4 * hidden_dim, 4 * hidden_dim, 4 * hidden_dim, hidden_dim]
         further = [GeluLinear(inputs, outputs, dropout) for inputs, outputs in pairwise(widths)]
-        self.feed_forward = nn.Sequential(Linear(hidden_dim, widths[0]), *further, Dropout(dropout))
+        self.feed_forward = nn.Sequential(Linear(hidden_dim, widths[0]), *further)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor, normed_ND: Tensor, others: Sequence[Tensor], batch: ConversationBatch) -> Tensor:
         """(N, D) rows, the same normed, and the normed rows of the other modalities → (N, D)."""
@@ -66,8 +67,7 @@ class ModalityFusion(nn.Module):
         # W [x; taken] + b, in two products: the rows are never side by side.
         of_x, of_taken = self.gate.weight.split(x_ND.shape[1], dim=1)
         gate_ND = (linear(x_ND, of_x) + linear(taken_ND, of_taken, self.gate.bias)).sigmoid()
-        out_ND: Tensor = x_ND + self.feed_forward(interpolate(taken_ND, x_ND, gate_ND))
-        return out_ND
+        return add_dropped(x_ND, self.feed_forward(interpolate(taken_ND, x_ND, gate_ND)), self.dropout.rate)
 
 
 class MutualAttention(nn.Module):

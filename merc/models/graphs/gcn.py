@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from merc.models.dropout import Dropout
+from merc.models.dropout import Dropout, add_dropped
 from merc.models.graphs.banded import receive
 from merc.models.graphs.neighbourhood import RelationGraph
 from merc.models.linear import Linear
@@ -30,5 +30,5 @@ class GCN(nn.Module):
         scale_N = degree_N.clamp_min(1).rsqrt()
         adjacency = graph.connected * hood.blocks(scale_N)[:, :, None] * hood.windows(scale_N)[:, None, :]
         mixed_ND = receive(adjacency[:, :, None], self.linear(self.dropout(x_ND)), graph).squeeze(1)
-        out_ND: Tensor = self.norm(x_ND + self.dropout(torch.relu(mixed_ND)))
+        out_ND: Tensor = self.norm(add_dropped(x_ND, torch.relu(mixed_ND), self.dropout.rate))
         return out_ND
