@@ -244,7 +244,8 @@ def own():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
 
-data = CustomDataModule(sys.argv[1], modalities=["text"], standardize="zscore", validation_fraction=0.2)
+settings = {"standardize": "zscore", "validation_fraction": 0.2, "evaluation_batch_size": 64}  # a batch is in memory
+data = CustomDataModule(sys.argv[1], modalities=["text"], **settings)
 before = own()
 data.setup()
 for loader in (data.train_dataloader(), *data.val_dataloader()):
