@@ -55,8 +55,8 @@ class CrossModalGraph(nn.Module):
         ends_NM2, z_NMD = ends(z_NMD, torch.stack([self.receiver, self.source], dim=1))
         attention = self.dropout(self._attention(ends_NM2, window_mask(batch, hood), hood))
         received = zip(self.modalities, _receive(attention, z_NMD, hood).unbind(1), strict=True)
-        sums = {m: add_dropped(rows[m], self.outputs[m](received_ND)) for m, received_ND in received}
-        return {**rows, **{m: self.norms[m](sum_ND) for m, sum_ND in sums.items()}}
+        mixed = {m: self.norms[m](add_dropped(rows[m], self.outputs[m](x_ND))) for m, x_ND in received}
+        return {**rows, **mixed}
 
     def _attention(self, ends_NM2: Tensor, inside: Tensor, hood: Neighbourhood) -> Tensor:
         """(G, S, M, K, M): what each modality of a row receives from each modality of its candidates."""
