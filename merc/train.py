@@ -188,7 +188,8 @@ def fit_run(config: dict[str, Any], folder: RunFolder, group: str, observers: Se
     """Everything between an empty run folder, or a checkpoint in it, and a complete one."""
     data, module = build_run(config, EmotionRecognition)
     with open_logger(config, folder, group) as logger:
-        recorder, checkpoints = Recorder(folder), AtomicCheckpoints()
+        checkpoints = AtomicCheckpoints()
+        recorder = Recorder(folder, checkpoints)
         trainer = build_trainer(
             config,
             callbacks=[*_train_callbacks(config, recorder), UntouchedWhileWritten(checkpoints), *observers],

@@ -12,13 +12,22 @@ from merc.models.stages import Rows
 class ModalityDropout(nn.Module):
     """Drops whole modalities of whole dialogues and rescales what is left.
 
-    A policy sets the probabilities; until then, and in evaluation, nothing is dropped.
+    A policy sets the probabilities; until then, and in evaluation, nothing is dropped. What changes in a step lies in
+    buffers, so that all seeds of a stack may take it at once.
 
     Args:
         modalities: their order.
         execute_probability: p_exe, probability that a batch is touched at all.
+
+    Attributes:
+        scores: (M,) of each modality on its own, where the policy has such.
+        probabilities: (M,) q of each modality.
+        executed: scalar, batches that were touched so far.
+        active: the warm-up is over.
+        acts_alone: the policy keeps something else from step to step, and so is asked for each seed of a stack.
     """
 
+    scores: Tensor
     probabilities: Tensor
     executed: Tensor
 
@@ -26,9 +35,11 @@ class ModalityDropout(nn.Module):
         super().__init__()
         self.modalities = tuple(modalities)
         self.execute_probability = execute_probability
+        self.register_buffer("scores", torch.zeros(len(self.modalities)), persistent=False)
         self.register_buffer("probabilities", torch.zeros(len(self.modalities)), persistent=False)
         self.register_buffer("executed", torch.zeros((), dtype=torch.int64), persistent=False)
         self.active = False
+        self.acts_alone = False
 
     @property
     def theta(self) -> Tensor:
@@ -59,6 +70,6 @@ class ModalityDropout(nn.Module):
         kept_MN = (kept_MB | ~execute)[:, batch.dialogues]
         # Where θ = 1 every modality of every dialogue is dropped and no factor can matter.
         scale = torch.where(execute & (self.theta < 1), 1 / (1 - self.theta), 1.0).detach()
-        self.executed += execute
+        self.executed.add_(execute)
         dropped = {m: rows[m] * (kept_MN[i] * scale)[:, None] for i, m in enumerate(self.modalities)}
         return dropped, kept_MN.any(0)

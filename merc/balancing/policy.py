@@ -13,6 +13,7 @@ from merc.balancing.rule import dropout_probabilities
 from merc.config import instantiate
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
+from merc.metrics import ConfusionScore, confusion_matrix
 from merc.models.emotion_model import EmotionModel
 from merc.models.lightning_module import EmotionRecognition
 from merc.models.stages import Rows
@@ -166,7 +167,11 @@ class AdaptiveBalancing(DropoutPolicy):
         self.update = update
         self.metric = metric
         self.metrics: list[Metric]
-        self.scores: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        """(M,) p_m as last computed; 0 before."""
+        return self.mechanism.scores
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Make a metric per modality and listen to what enters the mechanism."""
@@ -175,34 +180,49 @@ class AdaptiveBalancing(DropoutPolicy):
         classes = len(module.info.label_names)
         modalities = self.mechanism.modalities
         self.metrics = [instantiate(self.metric, module.config["plugins"], num_classes=classes) for _ in modalities]
-        self.scores = torch.zeros(len(modalities))
+        self.mechanism.acts_alone = self._counted_score is None
         self._hook = self.mechanism.register_forward_pre_hook(lambda _, inputs: self._observe(module.model, *inputs))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Stop listening."""
         self._hook.remove()
 
+    @property
+    def _counted_score(self) -> ConfusionScore | None:
+        """The metric, if scores follow from what one batch counts on one device."""
+        metric, distributed = self.metrics[0], torch.distributed.is_available() and torch.distributed.is_initialized()
+        return metric if self.update == "batch" and isinstance(metric, ConfusionScore) and not distributed else None
+
     @torch.no_grad()
     def _observe(self, model: EmotionModel, rows: Rows, batch: ConversationBatch) -> None:
         if self.update == "batch" and not self.mechanism.active:
             return
         unimodal = model.classify(rows, batch).unimodal
-        for metric, modality in zip(self.metrics, self.mechanism.modalities, strict=True):
-            predicted_N = unimodal[modality].argmax(-1)
+        predicted_MN = torch.stack([unimodal[modality].argmax(-1) for modality in self.mechanism.modalities])
+        if (score := self._counted_score) is not None:
+            classes = next(iter(unimodal.values())).shape[-1]
+            self._rescore(score.of(confusion_matrix(predicted_MN, batch.labels, classes, batch.counted)))
+            return
+        for metric, predicted_N in zip(self.metrics, predicted_MN, strict=True):
             metric.to(batch.device).update(predicted_N[batch.utterances], batch.labels[batch.utterances])
         if self.update == "batch":
-            self._rescore()
+            self._rescore(self._taken())
 
-    def _rescore(self) -> None:
-        self.scores = torch.stack([metric.compute() for metric in self.metrics]).float()
+    def _taken(self) -> Tensor:
+        """(M,) what the metrics have counted, which start again."""
+        scores_M = torch.stack([metric.compute() for metric in self.metrics])
         for metric in self.metrics:
             metric.reset()
-        self.mechanism.probabilities.copy_(dropout_probabilities(self.scores, **self.rule))
+        return scores_M
+
+    def _rescore(self, scores_M: Tensor) -> None:
+        self.mechanism.scores.copy_(scores_M)
+        self.mechanism.probabilities.copy_(dropout_probabilities(scores_M.float(), **self.rule))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Recompute once per epoch when so configured; log the state."""
         if self.update == "epoch":
-            self._rescore()
+            self._rescore(self._taken())
         super().on_train_epoch_end(trainer, pl_module)
 
     def summary(self) -> dict[str, float]:
@@ -216,5 +236,5 @@ class AdaptiveBalancing(DropoutPolicy):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
-        self.scores = state_dict["scores"]
+        self.mechanism.scores.copy_(state_dict["scores"])
         super().load_state_dict(state_dict)

@@ -200,6 +200,13 @@ class ConversationBatch:
         """Index of the rows that are utterances."""
         return slice(self.rows - self.filler) if self.present is None else self.present
 
+    @property
+    def counted(self) -> Tensor | None:
+        """(N,) bool, True in rows that are utterances; None: all are."""
+        if not self.filler:
+            return self.present
+        return torch.arange(self.rows, device=self.device) < self.rows - self.filler
+
     def to(self, device: Any, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
         return replace(

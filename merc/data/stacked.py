@@ -5,7 +5,7 @@ their own (:meth:`ConversationBatch.with_filler`), and nobody counts them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,9 +23,11 @@ class FramedBatch(ConversationBatch):
     Attributes:
         lengths: empty, since the batches differ in them.
         frame: (B, L) bool, True where the padded layout holds a row; dialogues may be empty.
+        real: (N,) bool, False in rows of filler.
     """
 
     frame: Tensor = field(kw_only=True)
+    real: Tensor = field(kw_only=True)
 
     @property
     def rows(self) -> int:
@@ -57,6 +59,10 @@ class FramedBatch(ConversationBatch):
     def occupied(self) -> Tensor:
         return self.frame
 
+    @property
+    def counted(self) -> Tensor:
+        return self.real
+
 
 @dataclass(frozen=True)
 class StackedBatches:
@@ -64,11 +70,15 @@ class StackedBatches:
 
     Attributes:
         fields: arguments of :class:`FramedBatch`, tensors with S as their first dimension.
-        real: (S, N) bool, False in rows of filler.
     """
 
     fields: dict[str, Any]
-    real: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        """(S, N) bool, False in rows of filler."""
+        real: Tensor = self.fields["real"]
+        return real
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,11 @@ class Frame:
         counts = (len(own[:batch_size]) + _dialogues(rows - sum(own[:batch_size]), longest) for own in ascending)
         return cls(rows, longest, max(counts))
 
+    def fitting(self, batches: Sequence[ConversationBatch], sizes: int) -> "Frame":
+        """The smallest that holds these batches, of so many frames with fewer rows in equal steps."""
+        step = -(-self.rows // sizes)
+        return replace(self, rows=min(self.rows, -(-max(batch.rows for batch in batches) // step) * step))
+
 
 def _dialogues(rows: int, longest: int) -> int:
     """How many dialogues so many rows of filler make."""
@@ -129,8 +144,9 @@ def stack_batches(batches: Sequence[ConversationBatch], frame: Frame | None = No
         "speakers": torch.stack([batch.speakers for batch in filled]),
         "labels": torch.stack([batch.labels for batch in filled]),
         "frame": torch.arange(longest, device=device) < sizes_SB[..., None],
+        "real": torch.arange(rows, device=device) < real_S[:, None],
     }
-    return StackedBatches(fields, torch.arange(rows, device=device) < real_S[:, None])
+    return StackedBatches(fields)
 
 
 def stack_rows(tables: Sequence[Tensor], rows: int) -> Tensor:

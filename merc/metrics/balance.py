@@ -33,11 +33,15 @@ class ConfusionScore(Metric, ABC):
 
     def compute(self) -> Tensor:
         """Scalar score in [0, 1]."""
-        return self.score(self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0))
+        return self.of(self.confusion)
+
+    def of(self, confusion: Tensor) -> Tensor:
+        """The scores (...) that follow from confusion matrices (..., C, C)."""
+        return self.score(confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2))
 
     @abstractmethod
     def score(self, correct_C: Tensor, support_C: Tensor, predicted_C: Tensor) -> Tensor:
-        """The score from (C,) counts: rightly predicted, labelled and predicted utterances of each class."""
+        """The score (...) from counts (..., C): rightly predicted, labelled and predicted utterances of each class."""
 
 
 class PrecisionRecallProduct(ConfusionScore):
@@ -50,7 +54,7 @@ class PrecisionRecallProduct(ConfusionScore):
         """The score of the AMB-DSGDN paper."""
         weight_C = torch.where(support_C > 0, 1 / support_C, 0.0)
         product_C = (correct_C / predicted_C.clamp_min(1)) * (correct_C / support_C.clamp_min(1))
-        return (weight_C * product_C).sum() / weight_C.sum()
+        return (weight_C * product_C).sum(-1) / weight_C.sum(-1)
 
 
 class WeightedF1(ConfusionScore):
@@ -59,4 +63,4 @@ class WeightedF1(ConfusionScore):
     def score(self, correct_C: Tensor, support_C: Tensor, predicted_C: Tensor) -> Tensor:
         """The score of the released code."""
         f1_C = 2 * correct_C / (support_C + predicted_C).clamp_min(1)
-        return (support_C * f1_C / support_C.sum()).sum()
+        return (support_C * f1_C / support_C.sum(-1, keepdim=True)).sum(-1)

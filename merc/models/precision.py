@@ -7,6 +7,9 @@ from merc.errors import check_choice
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
+AUTOCAST = frozenset(device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device))
+"""Devices that have mixed precision; asked for here, since torch.compile cannot follow the question."""
+
 
 def multiply_with(precision: str) -> None:
     """Set how exactly this process multiplies matrices of single precision, on every device.
@@ -39,7 +42,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def lower_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the precision that autocast gives to matrix products; unchanged where there is no autocast."""
     device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not (device in AUTOCAST and torch.is_autocast_enabled(device)):
         return tensors
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 

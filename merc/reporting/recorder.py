@@ -1,4 +1,4 @@
-"""The callback that keeps the history of a run and writes it, with the checkpoints, after every epoch."""
+"""The callback that keeps the history of a run and writes it and the checkpoints."""
 
 import math
 import time
@@ -11,6 +11,7 @@ from merc.errors import MercError
 from merc.files import write_text
 from merc.reporting.history import Epoch, per_class_values, selected_epoch, split_values, to_csv
 from merc.reporting.run_folder import RunFolder
+from merc.resuming import AtomicCheckpoints
 
 
 class DivergenceError(MercError):
@@ -20,11 +21,13 @@ class DivergenceError(MercError):
 class Recorder(Checkpoint):
     """Keeps every epoch's numbers and writes metrics.csv, status.json and the checkpoints.
 
-    The history travels inside ``last.ckpt``, so that a resumed run writes what an uninterrupted one would have. Being a
+    The history travels inside ``last.ckpt``, so that a resumed run writes what an uninterrupted one would have. That
+    file is left out in epochs for which it is not due, unless they are selected or the last one. Being a
     :class:`Checkpoint`, it is called behind the callbacks that log.
 
     Args:
         folder: where to write.
+        checkpoints: of the trainer.
         seeds_at_once: how many seeds the process trains together, whose times those of this run are.
 
     Raises:
@@ -32,8 +35,9 @@ class Recorder(Checkpoint):
         MercError: a file cannot be written.
     """
 
-    def __init__(self, folder: RunFolder, seeds_at_once: int = 1) -> None:
+    def __init__(self, folder: RunFolder, checkpoints: AtomicCheckpoints, seeds_at_once: int = 1) -> None:
         self.folder = folder
+        self.checkpoints = checkpoints
         self.seeds_at_once = seeds_at_once
         self.history: list[Epoch] = []
         self._started = 0.0
@@ -78,10 +82,13 @@ class Recorder(Checkpoint):
         self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
+        due = self.checkpoints.due(trainer.current_epoch) or _is_last_epoch(trainer)
+        selected, due = trainer.strategy.broadcast((selected_epoch(self.history) is self.history[-1], due))
         # The complete checkpoint comes behind the selected one: a run killed in between repeats this epoch.
-        if trainer.strategy.broadcast(selected_epoch(self.history) is self.history[-1]):
+        if selected:
             trainer.save_checkpoint(self.folder.selected, weights_only=True)
-        trainer.save_checkpoint(self.folder.last, weights_only=False)
+        if selected or due:
+            trainer.save_checkpoint(self.folder.last, weights_only=False)
         if trainer.is_global_zero:
             self.write_history(trainer)
 
@@ -89,6 +96,12 @@ class Recorder(Checkpoint):
         """Write metrics.csv and how far the run is."""
         write_text(self.folder.history, to_csv(self.history))
         self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs)
+
+
+def _is_last_epoch(trainer: L.Trainer) -> bool:
+    """Whether the training ends behind this epoch."""
+    steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return trainer.should_stop or steps or trainer.current_epoch + 1 == trainer.max_epochs
 
 
 def _refuse_divergence(epoch: int, loss: float) -> None:

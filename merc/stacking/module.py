@@ -19,10 +19,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from merc.balancing import ModalityDropout
 from merc.data.conversation import ConversationBatch, CorpusInfo
 from merc.data.stacked import Frame, FramedBatch, StackedBatches, stack_batches, stack_rows
 from merc.models.lightning_module import EmotionRecognition, MeanLosses, build_optimizers
+from merc.stacking.refusals import MODES
+from merc.stacking.replay import CUDA_GRAPHS, MOST, Replayed
 from merc.stacking.state import joined_state, own_state
+
+State = tuple[bool, bool]
+"""Whether a stack is trained, and whether balancing has begun: what hangs on numbers in Python."""
 
 StackedRows = dict[str, Tensor]
 """Modality → (S, N, D)."""
@@ -49,8 +55,10 @@ class StackedRecognition(L.LightningModule):
 
     Args:
         members: a module for each seed, on the device.
-        compile: torch.compile's mode for the forward and backward passes of training; None: they are not compiled.
-        frame: what every batch of training is filled up to; None: what the batches of a step need.
+        compile: torch.compile's mode for the forward and backward passes of training, or :data:`CUDA_GRAPHS`; None:
+            they are not compiled.
+        frame: what holds every batch of training, which are filled up to it or, to be replayed, to the next of some
+            sizes below; None: they are filled up to what the batches of a step need.
 
     Attributes:
         stacked: the parameters of all seeds, (S, ...), in the order of a module's own.
@@ -62,7 +70,9 @@ class StackedRecognition(L.LightningModule):
 
     def __init__(self, members: Sequence[Member], compile: str | None = None, frame: Frame | None = None) -> None:
         super().__init__()
+        self.compiled = compile
         self.frame = frame
+        self.sizes = MOST if compile == CUDA_GRAPHS else 1
         self.members = nn.ModuleList(members)
         self.stacked = nn.ParameterList(
             nn.Parameter(torch.stack([p.detach() for p in parameters]), parameters[0].requires_grad)
@@ -72,10 +82,10 @@ class StackedRecognition(L.LightningModule):
             for parameter, stacked in zip(member.parameters(), self.stacked, strict=True):
                 parameter.data = stacked.data[i]
         self.weights = _named(members, list(self.stacked))
-        self._maps = {function: _Mapped(members[0], function) for function in (_encode, _judge, _encode_and_judge)}
-        if compile is not None:
-            for mapped in self._maps.values():
-                mapped.compile(compile, self.weights)
+        self._maps = {function: _Mapped(members[0], function, compile) for function in (_encode, _judge, _whole)}
+        if compile in MODES:
+            for weight in self.weights.values():
+                torch._dynamo.mark_static_address(weight)
         self.callbacks: Sequence[Sequence[L.Callback]] = ()
         self.current = 0
         self.resumed: Sequence[Mapping[str, Any]] = ()
@@ -88,29 +98,36 @@ class StackedRecognition(L.LightningModule):
 
     def training_step(self, batches: Sequence[ConversationBatch], batch_idx: int) -> Tensor:
         """The sum of the seeds' losses, of which every seed's parameters get their own gradient alone."""
-        stack = stack_batches(batches, self.frame)
+        stack = stack_batches(batches, self.frame and self.frame.fitting(batches, self.sizes))
         losses = self._losses_of(stack, batches)
         self.mean_losses.add(losses, stack.real.sum(1))
         return losses["total"].sum()
 
     def _losses_of(self, stack: StackedBatches, batches: Sequence[ConversationBatch]) -> dict[str, Tensor]:
         """Name → (S,)."""
-        if self.seeds[0].model.balancing is None:
-            return self._map(_encode_and_judge, stack.real, stack.fields)[1]
+        balancing = self.seeds[0].model.balancing
+        if balancing is None or not getattr(balancing, "acts_alone", True):
+            return self._map(_whole, stack.fields)[1]
         rows, kept_SN = self._balanced(self._map(_encode, stack.fields), stack, batches)
         return self._map(_judge, rows, kept_SN, stack.fields)[1]
 
     def _map(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """``function(module, *inputs)`` of every seed: tensors (S, ...), in nested mappings, to such tensors."""
-        mapped = self._maps[function]
-        chosen = mapped.compiled if self.training and mapped.compiled else mapped
-        return chosen(self.weights, *inputs)
+        return self._maps[function]((self.training, self._balances()), self.weights, *inputs)
+
+    def _balances(self) -> bool:
+        """Whether balancing has begun; for all seeds, also the first one, which may have diverged before."""
+        mechanisms = [member.model.balancing for member in self.seeds]
+        active = any(getattr(mechanism, "active", False) for mechanism in mechanisms)
+        if active:
+            cast(ModalityDropout, mechanisms[0]).active = True
+        return active
 
     def forget_compiled(self) -> None:
         """Compile no more; what has been compiled holds the stack, and counts against a limit of PyTorch's."""
-        if any(mapped.compiled for mapped in self._maps.values()):
-            for mapped in self._maps.values():
-                mapped.compiled = None
+        for mapped in self._maps.values():
+            mapped.graphs.clear()
+        if self.compiled in MODES:
             torch.compiler.reset()
 
     def _balanced(
@@ -147,7 +164,7 @@ class StackedRecognition(L.LightningModule):
     def validation_step(self, batches: Sequence[ConversationBatch], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of an evaluated split of every seed."""
         stack = stack_batches(batches)
-        fused_SNC, losses = self._map(_encode_and_judge, stack.real, stack.fields)
+        fused_SNC, losses = self._map(_whole, stack.fields)
         predicted_SN = fused_SNC.argmax(-1)
         for i, (member, batch) in enumerate(zip(self.seeds, batches, strict=True)):
             member.count(dataloader_idx, losses["total"][i], predicted_SN[i, : batch.rows], batch.labels)
@@ -196,28 +213,31 @@ class _Mapped:
     Args:
         module: that of one seed.
         function: called with the module and inputs.
+        compile: see :class:`StackedRecognition`.
 
     Attributes:
-        compiled: the same as one graph; None: it is not compiled.
+        graphs: state of the module → the function as a graph.
     """
 
-    def __init__(self, module: Member, function: Callable[..., Any]) -> None:
+    def __init__(self, module: Member, function: Callable[..., Any], compile: str | None) -> None:
         self.called = _Called(module, function)
-        self.compiled: Callable[..., Any] | None = None
+        self.mode = compile
+        self.graphs: dict[State, Callable[..., Any]] = {}
 
-    def compile(self, mode: str, weights: Mapping[str, Tensor]) -> None:
-        """Make one graph of it.
+    def __call__(self, state: "State", weights: dict[str, Tensor], *inputs: Any) -> Any:
+        """Call it with stacked weights by name, always in the same place, and inputs (S, ...)."""
+        if state not in self.graphs:
+            self.graphs[state] = self._graph(*state)
+        return self.graphs[state](weights, *inputs)
 
-        Args:
-            mode: of torch.compile.
-            weights: what it will be called with, always in the same place.
-        """
-        for weight in weights.values():
-            torch._dynamo.mark_static_address(weight)
-        self.compiled = torch.compile(self.__call__, fullgraph=True, dynamic=False, mode=mode)
+    def _graph(self, training: bool, balances: bool) -> Callable[..., Any]:
+        if self.mode == CUDA_GRAPHS:
+            return Replayed(self._at_once)
+        if self.mode is None or not training:
+            return self._at_once
+        return torch.compile(self._at_once, fullgraph=True, dynamic=False, mode=self.mode)
 
-    def __call__(self, weights: dict[str, Tensor], *inputs: Any) -> Any:
-        """Stacked weights by name, and inputs (S, ...)."""
+    def _at_once(self, weights: dict[str, Tensor], *inputs: Any) -> Any:
         # The fused kernels of attention have no batching rule, products and softmax have.
         with sdpa_kernel(SDPBackend.MATH):
             return vmap(self._of_one, randomness="different")(weights, *inputs)
@@ -240,12 +260,20 @@ class _Called(nn.Module):
 
 
 def _named(members: Sequence[Member], stacked: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Name in :class:`_Called` → what the seeds have there, (S, ...): parameters, and buffers in which they differ."""
+    """Name in :class:`_Called` → what the seeds have there, (S, ...).
+
+    These are parameters, buffers in which they differ, and those of balancing, which steps change: the seeds' own
+    become views of them.
+    """
     named = dict(zip((name for name, _ in members[0].named_parameters()), stacked, strict=True))
     for entries in zip(*(member.named_buffers() for member in members), strict=True):
-        values = [buffer for _, buffer in entries]
-        if any(not torch.equal(value, values[0]) for value in values):
-            named[entries[0][0]] = torch.stack(values)
+        name, values = entries[0][0], [buffer for _, buffer in entries]
+        changing = name.startswith("model.balancing.")
+        if changing or any(not torch.equal(value, values[0]) for value in values):
+            named[name] = torch.stack(values)
+        if changing:
+            for value, own in zip(values, named[name], strict=True):
+                value.data = own
     return {f"module.{name}": value for name, value in named.items()}
 
 
@@ -267,10 +295,13 @@ def _judge(
     return _judge_batch(member, rows, kept_N, _framed(member, fields))
 
 
-def _encode_and_judge(member: Member, kept_N: Tensor, fields: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """All stages, where nothing is balanced: what follows from the lengths is worked out once."""
+def _whole(member: Member, fields: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """All stages: (N, C) logits, and the losses over the rows that count."""
     batch = _framed(member, fields)
-    return _judge_batch(member, member.model.encode(batch), kept_N, batch)
+    rows, kept_N = member.model.encode(batch), None
+    if member.training and member.model.balancing is not None:
+        rows, kept_N = member.model.balancing(rows, batch)
+    return _judge_batch(member, rows, batch.real if kept_N is None else batch.real & kept_N, batch)
 
 
 def _judge_batch(

@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from merc.config import locate
 from merc.data.conversation import CorpusInfo
 from merc.errors import MercError, check_choice
+from merc.stacking.replay import CUDA_GRAPHS
 from merc.stacking.state import ELEMENTWISE
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -26,7 +29,7 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
         MercError: a choice stands against it, or the configurations differ in more than the seed.
     """
     compiled = configs[0]["compile"]
-    check_choice("compile", "null" if compiled is None else compiled, ("null", *MODES))
+    check_choice("compile", "null" if compiled is None else compiled, ("null", CUDA_GRAPHS, *MODES))
     for reason in _reasons(configs[0]):
         if len(configs) == 1:
             raise MercError(f"The run cannot be compiled: {reason} Leave compile=null.")
@@ -54,12 +57,19 @@ def _reasons(config: Mapping[str, Any]) -> Iterator[str]:
         yield "trainer.gradient_clip_val would clip the norm over all seeds (gradient_clip_algorithm=value can be had)."
     if str(trainer.get("precision")).startswith("16"):
         yield "with trainer.precision=16-mixed a step that one seed cannot take would be lost to all (bf16-mixed can)."
+    if config["compile"] == CUDA_GRAPHS and not has_cuda(trainer["accelerator"]):
+        yield "compile=cudagraphs replays operators on a GPU of NVIDIA's, which the run does not have."
     if config["compile"] and trainer.get("accumulate_grad_batches", 1) != 1:
         yield "CUDA graphs use the memory of gradients again, so trainer.accumulate_grad_batches cannot be had."
     if config["profile_steps"]:
         yield f"profile_steps={config['profile_steps']} profiles the stages of one model."
     if config["logger"]["_target_"] is not None:
         yield "a logger does not follow a stack of seeds. The run folders hold everything; add logger=none."
+
+
+def has_cuda(accelerator: str) -> bool:
+    """Whether a trainer with this setting trains on a GPU of NVIDIA's."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def _targets(node: Any) -> Iterator[str]:

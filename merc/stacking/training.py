@@ -170,12 +170,13 @@ def _fit(runs: Sequence[_Run]) -> None:
     refuse_stacking([run.config for run in runs])
     built = [build_run(run.config, Member) for run in runs]
     data, modules = [own for own, _ in built], [module for _, module in built]
-    seeds = [Seed(module, _callbacks(run, len(runs))) for module, run in zip(modules, runs, strict=True)]
+    checkpoints = AtomicCheckpoints()
+    seeds = [Seed(module, _callbacks(run, checkpoints, len(runs))) for module, run in zip(modules, runs, strict=True)]
     progress = [TrainingProgress()] if config["trainer"]["enable_progress_bar"] else []
     trainer = build_trainer(
         config,
         callbacks=[EpochSeeds(*(run.config["seed"] for run in runs)), *progress, SeedCallbacks(seeds)],
-        plugins=[AtomicCheckpoints()],
+        plugins=[checkpoints],
         logger=False,
         default_root_dir=runs[0].folder.path,
     )
@@ -224,9 +225,9 @@ def _loaders(
     return training, [_SideBySide(of_split) for of_split in zip(*evaluation, strict=True)]
 
 
-def _callbacks(run: _Run, seeds_at_once: int) -> list[Any]:
+def _callbacks(run: _Run, checkpoints: AtomicCheckpoints, seeds_at_once: int) -> list[Any]:
     policy = build_policy(run.config)
-    return [*([] if policy is None else [policy]), Recorder(run.folder, seeds_at_once)]
+    return [*([] if policy is None else [policy]), Recorder(run.folder, checkpoints, seeds_at_once)]
 
 
 class _SideBySide:

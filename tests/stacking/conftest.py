@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from merc.data.conversation import CorpusInfo
 from merc.data.stacked import Frame
@@ -36,3 +38,60 @@ def stack(members: Sequence[Member], compile: str | None = None, frame: Frame | 
     stacked = StackedRecognition([deepcopy(member) for member in members], compile, frame)
     stacked.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     return stacked
+
+
+class Recordings:
+    """Does what :func:`torch.cuda.make_graphed_callables` does, with operators called where CUDA replays them.
+
+    So inputs are copied to where those of the recording lie, and outputs lie in the same place every time.
+
+    Attributes:
+        sizes: the shapes of the inputs of every recording, weights left out.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[list[torch.Size]] = []
+
+    def __call__(
+        self, function: Callable[..., Any], samples: tuple[Any, ...], num_warmup_iters: int, allow_unused_input: bool
+    ) -> Callable[..., Any]:
+        assert allow_unused_input
+        self.sizes.append([x.shape for x in tree_leaves(samples[1:])])
+        static = tree_leaves(samples)
+        for _ in range(num_warmup_iters):
+            outputs, structure = tree_flatten(function(*samples))
+        places = [x.detach().clone() for x in outputs]
+
+        class Graphed(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+                with torch.no_grad():
+                    for own, given in zip(static, inputs, strict=True):
+                        if own.data_ptr() != given.data_ptr():
+                            own.copy_(given)
+                with torch.enable_grad():
+                    ctx.outputs = tree_leaves(function(*samples))
+                for place, value in zip(places, ctx.outputs, strict=True):
+                    place.copy_(value.detach())
+                return tuple(place.detach() for place in places)
+
+            @staticmethod
+            def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+                pairs = [pair for pair in zip(ctx.outputs, gradients, strict=True) if pair[0].requires_grad]
+                wanted = [x for x in static if x.requires_grad]
+                outputs, of_outputs = zip(*pairs, strict=True)
+                found = iter(torch.autograd.grad(outputs, wanted, of_outputs, allow_unused=True))
+                return tuple(next(found) if x.requires_grad else None for x in static)
+
+        return lambda *inputs: tree_unflatten(Graphed.apply(*tree_leaves(inputs)), structure)
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
+    """CUDA graphs on the CPU."""
+    made = Recordings()
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", made)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, _: torch.set_rng_state(state))
+    monkeypatch.setattr("merc.stacking.refusals.has_cuda", lambda _: True)
+    return made
