@@ -16,6 +16,10 @@ from merc.data.cached import cached_property
 from merc.data.conversation import ConversationBatch
 
 
+DIALOGUES = 4
+"""Steps in which frames of several sizes hold more dialogues."""
+
+
 @dataclass(frozen=True)
 class FramedBatch(ConversationBatch):
     """One batch of several, as vmap shows it: what follows from ``lengths`` elsewhere comes from a tensor, ``frame``.
@@ -116,9 +120,16 @@ class Frame:
         return cls(rows, longest, max(counts))
 
     def fitting(self, batches: Sequence[ConversationBatch], sizes: int) -> "Frame":
-        """The smallest that holds these batches, of so many frames with fewer rows in equal steps."""
+        """The smallest that holds these batches, of frames with fewer rows in so many equal steps.
+
+        Their dialogues come by :data:`DIALOGUES`, so there are few more frames than steps.
+        """
+        if sizes == 1:
+            return self
         step = -(-self.rows // sizes)
-        return replace(self, rows=min(self.rows, -(-max(batch.rows for batch in batches) // step) * step))
+        rows = min(self.rows, -(-max(batch.rows for batch in batches) // step) * step)
+        needed = max(batch.count + _dialogues(rows - batch.rows, self.longest) for batch in batches)
+        return replace(self, rows=rows, count=min(self.count, -(-needed // DIALOGUES) * DIALOGUES))
 
 
 def _dialogues(rows: int, longest: int) -> int:

@@ -24,8 +24,11 @@ from merc.data.conversation import ConversationBatch, CorpusInfo
 from merc.data.stacked import Frame, FramedBatch, StackedBatches, stack_batches, stack_rows
 from merc.models.lightning_module import EmotionRecognition, MeanLosses, build_optimizers
 from merc.stacking.refusals import MODES
-from merc.stacking.replay import CUDA_GRAPHS, MOST, Replayed
+from merc.stacking.replay import CUDA_GRAPHS, Replayed
 from merc.stacking.state import joined_state, own_state
+
+SIZES = 8
+"""Numbers of rows of the batches that are replayed."""
 
 State = tuple[bool, bool]
 """Whether a stack is trained, and whether balancing has begun: what hangs on numbers in Python."""
@@ -72,7 +75,7 @@ class StackedRecognition(L.LightningModule):
         super().__init__()
         self.compiled = compile
         self.frame = frame
-        self.sizes = MOST if compile == CUDA_GRAPHS else 1
+        self.sizes = SIZES if compile == CUDA_GRAPHS else 1
         self.members = nn.ModuleList(members)
         self.stacked = nn.ParameterList(
             nn.Parameter(torch.stack([p.detach() for p in parameters]), parameters[0].requires_grad)

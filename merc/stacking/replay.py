@@ -18,7 +18,7 @@ CUDA_GRAPHS = "cudagraphs"
 Function = Callable[..., Any]
 """Called with tensors in nested containers, returns such."""
 
-MOST = 8
+MOST = 16
 """Sizes of inputs that have a graph of their own, which takes memory and the time of some calls."""
 
 

@@ -89,9 +89,10 @@ def test_compiled_steps_equal_others(
 def test_every_batch_of_every_seed_fits_into_the_frame(data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12), min_size=1, max_size=3))
     size = data.draw(st.integers(1, 14))
-    frame = Frame.of_any(lengths, size)
     chosen = [data.draw(st.permutations(own))[: data.draw(st.integers(1, size))] for own in lengths]
-    stacked = stack_batches([of_lengths(own) for own in chosen], frame)
+    own_batches = [of_lengths(own) for own in chosen]
+    frame = Frame.of_any(lengths, size).fitting(own_batches, data.draw(st.integers(1, 8)))
+    stacked = stack_batches(own_batches, frame)
     held_SBL = stacked.fields["frame"]
     assert held_SBL.shape == (len(lengths), frame.count, frame.longest)
     for own, held_BL, real_N in zip(chosen, held_SBL, stacked.real, strict=True):

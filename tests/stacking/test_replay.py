@@ -103,10 +103,10 @@ def test_few_sizes_are_recorded_and_the_others_computed(recordings: Recordings) 
 def test_frames_of_few_sizes_hold_every_batch(rows: int) -> None:
     largest = Frame(rows=100, longest=9, count=30)
     own: list[ConversationBatch] = [of_lengths([1] * rows), of_lengths([1])]
-    frames = {largest.fitting([of_lengths([1] * n), of_lengths([1])], MOST).rows for n in range(1, 101)}
-    assert len(frames) <= MOST
+    frames = {largest.fitting([of_lengths([1] * n), of_lengths([1])], 8).rows for n in range(1, 101)}
+    assert len(frames) <= 8
     assert max(frames) == 100
-    assert rows <= largest.fitting(own, MOST).rows < rows + 100 / MOST + 1
+    assert rows <= largest.fitting(own, 8).rows < rows + 100 / 8 + 1
     assert largest.fitting(own, 1) == largest
 
 

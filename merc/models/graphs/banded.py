@@ -168,7 +168,8 @@ def _scores(ends_NM2: Tensor, relation_MR: Tensor | None, graph: RelationGraph) 
     left_GSM, right_GKM = hood.blocks(ends_NM2[..., 0]), hood.windows(ends_NM2[..., 1])
     scores = left_GSM[..., None] + right_GKM.transpose(1, 2).contiguous()[:, None]
     if relation_MR is not None:
-        scores += relation_MR[:, graph.relation].transpose(0, 1)
+        # A product with zeros and ones: a GPU adds up the gradient of an index entry by entry.
+        scores += (relation_MR @ graph.relation_is.to(relation_MR.dtype)).unflatten(1, (hood.size, -1)).transpose(0, 1)
     return F.leaky_relu(scores, SLOPE, inplace=True)
 
 

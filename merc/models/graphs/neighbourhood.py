@@ -123,6 +123,12 @@ class RelationGraph:
         distance = self.neighbourhood.distance(self.connected.device)
         return torch.full_like(distance, same).masked_fill_(distance < 0, earlier).masked_fill_(distance > 0, later)
 
+    @cached_property
+    def relation_is(self) -> Tensor:
+        """(R, S·K) float: 1 where :attr:`relation` is that of the first index."""
+        kinds_R = torch.arange(len(Relation), device=self.connected.device)
+        return (self.relation.flatten() == kinds_R[:, None]).float()
+
     @property
     def relations(self) -> Tensor:
         """(G, S, K) int64 :class:`Relation` of every candidate to its receiving row; NONE where there is no edge."""
