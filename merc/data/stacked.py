@@ -15,7 +15,6 @@ from torch import Tensor
 from merc.data.cached import cached_property
 from merc.data.conversation import ConversationBatch
 
-
 DIALOGUES = 4
 """Steps in which frames of several sizes hold more dialogues."""
 

@@ -30,7 +30,7 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
     """
     compiled = configs[0]["compile"]
     check_choice("compile", "null" if compiled is None else compiled, ("null", CUDA_GRAPHS, *MODES))
-    for reason in _reasons(configs[0]):
+    for reason in _reasons(configs[0], len(configs) == 1):
         if len(configs) == 1:
             raise MercError(f"The run cannot be compiled: {reason} Leave compile=null.")
         raise MercError(f"Several seeds cannot be trained at once: {reason} {ALONE}")
@@ -40,7 +40,7 @@ def refuse_stacking(configs: Sequence[Mapping[str, Any]]) -> None:
         raise MercError(f"Several seeds cannot be trained at once: {', '.join(differing)} depends on the seed. {ALONE}")
 
 
-def _reasons(config: Mapping[str, Any]) -> Iterator[str]:
+def _reasons(config: Mapping[str, Any], single: bool) -> Iterator[str]:
     trainer = config["trainer"]
     if config["plugins"]:
         yield f"plugins={config['plugins']}: parts of your own may not work under torch.func.vmap."
@@ -63,7 +63,7 @@ def _reasons(config: Mapping[str, Any]) -> Iterator[str]:
         yield "CUDA graphs use the memory of gradients again, so trainer.accumulate_grad_batches cannot be had."
     if config["profile_steps"]:
         yield f"profile_steps={config['profile_steps']} profiles the stages of one model."
-    if config["logger"]["_target_"] is not None:
+    if config["logger"]["_target_"] is not None and not single:
         yield "a logger does not follow a stack of seeds. The run folders hold everything; add logger=none."
 
 

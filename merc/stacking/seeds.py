@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
 
 from merc.reporting.recorder import DivergenceError, Recorder
 from merc.stacking.module import Member, StackedRecognition
@@ -19,11 +20,13 @@ class Seed:
     Attributes:
         module: its parameters, a part of the stack.
         callbacks: those of a single run that are a seed's own: balancing, if any, and in the end the recorder.
+        logger: beside the run folder's own files, if any.
         error: why it ended before the others.
     """
 
     module: Member
     callbacks: Sequence[L.Callback]
+    logger: Logger | None = None
     error: DivergenceError | None = field(default=None, init=False)
 
     @property
@@ -32,17 +35,19 @@ class Seed:
 
 
 class SeedTrainer:
-    """The trainer of a stack as the callbacks of one seed know it: with its metrics, and writing its checkpoints.
+    """The trainer of a stack as one seed knows it: with its metrics and logger, and writing its checkpoints.
 
     Args:
         trainer: that of the stack, which has everything else.
         index: of the seed.
+        logger: its own.
     """
 
-    def __init__(self, trainer: L.Trainer, index: int) -> None:
+    def __init__(self, trainer: L.Trainer, index: int, logger: Logger | None) -> None:
         self.trainer = trainer
         self.stack = cast(StackedRecognition, trainer.lightning_module)
         self.index = index
+        self.loggers = [] if logger is None else [logger]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trainer, name)
@@ -84,6 +89,10 @@ class SeedCallbacks(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._call("on_train_epoch_end", trainer)
+        for seed in self.seeds:
+            if seed.logger is not None and seed.error is None:
+                metrics = {**seed.module.logged, "epoch": float(trainer.current_epoch)}
+                seed.logger.log_metrics(metrics, step=trainer.global_step - 1)  # the last one, as Lightning has it
         errors = [seed.error for seed in self.seeds if seed.error is not None]
         if len(errors) == len(self.seeds):
             raise errors[0]
@@ -94,6 +103,6 @@ class SeedCallbacks(Checkpoint):
                 continue
             try:
                 for callback in seed.callbacks:
-                    getattr(callback, hook)(SeedTrainer(trainer, index), seed.module, *arguments)
+                    getattr(callback, hook)(SeedTrainer(trainer, index, seed.logger), seed.module, *arguments)
             except DivergenceError as error:
                 seed.error = error

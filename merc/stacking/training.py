@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
@@ -21,6 +22,7 @@ from merc.files import write_json
 from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import load_checkpoint
 from merc.reporting.environment import describe_environment
+from merc.reporting.loggers import open_logger
 from merc.reporting.progress import TrainingProgress
 from merc.reporting.quiet import quiet_lightning
 from merc.reporting.recorder import Recorder
@@ -166,12 +168,20 @@ def _train(group: Sequence[_Run]) -> None:
 
 def _fit(runs: Sequence[_Run]) -> None:
     """What :func:`merc.train.fit_run` does, for all seeds at once."""
-    config = runs[0].config
     refuse_stacking([run.config for run in runs])
+    with ExitStack() as opened:
+        loggers = [opened.enter_context(open_logger(run.config, run.folder, run.group)) for run in runs]
+        _fit_logged(runs, loggers)
+
+
+def _fit_logged(runs: Sequence[_Run], loggers: Sequence[Logger | None]) -> None:
+    config, checkpoints = runs[0].config, AtomicCheckpoints()
     built = [build_run(run.config, Member) for run in runs]
     data, modules = [own for own, _ in built], [module for _, module in built]
-    checkpoints = AtomicCheckpoints()
-    seeds = [Seed(module, _callbacks(run, checkpoints, len(runs))) for module, run in zip(modules, runs, strict=True)]
+    seeds = [
+        Seed(module, _callbacks(run, checkpoints, len(runs)), logger)
+        for module, run, logger in zip(modules, runs, loggers, strict=True)
+    ]
     progress = [TrainingProgress()] if config["trainer"]["enable_progress_bar"] else []
     trainer = build_trainer(
         config,
@@ -205,7 +215,7 @@ def _fit(runs: Sequence[_Run]) -> None:
 def _close(run: _Run, trainer: L.Trainer, seed: Seed, data: ConversationDataModule) -> None:
     """Complete the folder of one seed; where that fails, the others are completed all the same."""
     try:
-        close_run(trainer, seed.module, data, seed.recorder, None)
+        close_run(trainer, seed.module, data, seed.recorder, seed.logger)
         run.finish()
     except Exception as error:
         run.fail(error)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor
 from torch._inductor import list_mode_options
 
@@ -138,10 +139,23 @@ def run(folder: Path, *overrides: str) -> dict[str, Any]:
 
 def test_a_mistake_costs_nothing(tmp_path: Path, captured: Captured) -> None:
     metrics = run(tmp_path / "run", "compile=default")
-    for mistake in ("compile=fast", "compile=default logger=tensorboard", "compile=default hyperparameters.dropout=2"):
+    for mistake in ("compile=fast", "compile=default balancing=ogm_ge", "compile=default hyperparameters.dropout=2"):
         with pytest.raises(MercError):
             run(tmp_path / "run", *mistake.split(), "overwrite=true")
         assert json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8")) == metrics
+
+
+def test_a_compiled_run_is_logged_like_others(tmp_path: Path, captured: Captured) -> None:
+    curves: list[dict[str, dict[int, float]]] = []
+    for mode in ("default", "null"):
+        run(tmp_path / mode, f"compile={mode}", "logger=tensorboard")
+        events = EventAccumulator(str(tmp_path / mode / "tensorboard"))
+        events.Reload()
+        curves.append({tag: {x.step: x.value for x in events.Scalars(tag)} for tag in events.Tags()["scalars"]})
+    ours, expected = curves
+    assert ours.keys() == expected.keys()
+    for tag, values in expected.items():
+        assert ours[tag] == pytest.approx(values, rel=1e-4), tag
 
 
 def test_a_finished_run_shows_its_scores_again(
