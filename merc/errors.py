@@ -15,6 +15,11 @@ class MercError(Exception):
     """
 
 
+def first_words(error: BaseException, most: int = 40) -> str:
+    """The beginning of what an error of a library says, on one line."""
+    return " ".join(str(error).split()[:most])
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` when a valid name is close to ``name``, else an empty string."""
     matches = get_close_matches(name, list(valid), n=1, cutoff=0.6)

@@ -23,7 +23,7 @@ from merc.balancing import build_policy
 from merc.combinations import refuse_contradictions
 from merc.config import check_plugins, instantiate, plain
 from merc.data.datamodule import ConversationDataModule
-from merc.errors import MercError, check_choice
+from merc.errors import MercError, check_choice, first_words
 from merc.files import write_json
 from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
@@ -288,7 +288,7 @@ def run_trainer(
         ) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise MercError(
-            f"torch.compile cannot compile the training step; leave compile=null. ({' '.join(str(error).split()[:40])})"
+            f"torch.compile cannot compile the training step; leave compile=null. ({first_words(error)})"
         ) from error
 
 

@@ -167,6 +167,7 @@ class AdaptiveBalancing(DropoutPolicy):
         self.update = update
         self.metric = metric
         self.metrics: list[Metric]
+        self._score: ConfusionScore | None
 
     @property
     def scores(self) -> Tensor:
@@ -180,14 +181,14 @@ class AdaptiveBalancing(DropoutPolicy):
         classes = len(module.info.label_names)
         modalities = self.mechanism.modalities
         self.metrics = [instantiate(self.metric, module.config["plugins"], num_classes=classes) for _ in modalities]
-        self.mechanism.acts_alone = self._counted_score is None
+        self._score = self._counted_score()
+        self.mechanism.acts_alone = self._score is None
         self._hook = self.mechanism.register_forward_pre_hook(lambda _, inputs: self._observe(module.model, *inputs))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Stop listening."""
         self._hook.remove()
 
-    @property
     def _counted_score(self) -> ConfusionScore | None:
         """The metric, if scores follow from what one batch counts on one device."""
         metric, distributed = self.metrics[0], torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -199,9 +200,9 @@ class AdaptiveBalancing(DropoutPolicy):
             return
         unimodal = model.classify(rows, batch).unimodal
         predicted_MN = torch.stack([unimodal[modality].argmax(-1) for modality in self.mechanism.modalities])
-        if (score := self._counted_score) is not None:
-            classes = next(iter(unimodal.values())).shape[-1]
-            self._rescore(score.of(confusion_matrix(predicted_MN, batch.labels, classes, batch.counted)))
+        if self._score is not None:
+            classes = len(self._score.confusion)
+            self._rescore(self._score.of(confusion_matrix(predicted_MN, batch.labels, classes, batch.counted)))
             return
         for metric, predicted_N in zip(self.metrics, predicted_MN, strict=True):
             metric.to(batch.device).update(predicted_N[batch.utterances], batch.labels[batch.utterances])

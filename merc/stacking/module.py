@@ -7,6 +7,7 @@ forward and backward passes go through the stack, by :func:`torch.func.vmap`.
 S is the number of seeds.
 """
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -132,6 +133,8 @@ class StackedRecognition(L.LightningModule):
             mapped.graphs.clear()
         if self.compiled in MODES:
             torch.compiler.reset()
+        elif self.compiled == CUDA_GRAPHS:
+            gc.collect()  # a recording is part of a cycle, and with it gigabytes of the device
 
     def _balanced(
         self, rows: StackedRows, stack: StackedBatches, batches: Sequence[ConversationBatch]
@@ -227,7 +230,7 @@ class _Mapped:
         self.mode = compile
         self.graphs: dict[State, Callable[..., Any]] = {}
 
-    def __call__(self, state: "State", weights: dict[str, Tensor], *inputs: Any) -> Any:
+    def __call__(self, state: State, weights: dict[str, Tensor], *inputs: Any) -> Any:
         """Call it with stacked weights by name, always in the same place, and inputs (S, ...)."""
         if state not in self.graphs:
             self.graphs[state] = self._graph(*state)

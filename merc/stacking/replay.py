@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from merc.errors import MercError, first_words
+
 CUDA_GRAPHS = "cudagraphs"
 """What ``compile`` is called that does it."""
 
@@ -32,6 +34,9 @@ class Replayed:
     Args:
         function: called with weights, which always lie in the same place, and inputs; asks nothing of the device. It
             may change weights that are not trained.
+
+    Raises:
+        MercError: CUDA refuses to record it.
     """
 
     def __init__(self, function: Function) -> None:
@@ -55,9 +60,16 @@ class Replayed:
         # Recording runs the function some times; nothing in the run may hang on when that was.
         state = torch.cuda.get_rng_state(device)
         kept = [(weight, weight.clone()) for weight in weights.values() if not weight.requires_grad]
-        recorded: Function = torch.cuda.make_graphed_callables(
-            self.function, samples, num_warmup_iters=1 if self._recorded else 2, allow_unused_input=True
-        )
+        try:
+            recorded: Function = torch.cuda.make_graphed_callables(
+                self.function, samples, num_warmup_iters=1 if self._recorded else 2, allow_unused_input=True
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise MercError(
+                f"A step cannot be recorded as a CUDA graph; leave compile=null. ({first_words(error)})"
+            ) from error
         torch.cuda.set_rng_state(state, device)
         with torch.no_grad():
             for weight, value in kept:

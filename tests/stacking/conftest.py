@@ -1,7 +1,8 @@
 """Stacks of small models."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,6 +39,26 @@ def stack(members: Sequence[Member], compile: str | None = None, frame: Frame | 
     stacked = StackedRecognition([deepcopy(member) for member in members], compile, frame)
     stacked.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     return stacked
+
+
+class Captured:
+    """A backend of torch.compile that runs what it is given as it is, and counts it."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Captured]:
+    """In place of inductor, which takes a minute for each model."""
+    backend = Captured()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    yield backend
+    torch.compiler.reset()
 
 
 class Recordings:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,29 +24,9 @@ from merc.reporting.run_folder import RunFolder, RunLockedError, claim, run_path
 from merc.stacking.module import Member
 from merc.stacking.refusals import MODES, refuse_stacking
 from merc.train import train
-from tests.stacking.conftest import STILL, stack
+from tests.stacking.conftest import STILL, Captured, stack
 from tests.stacking.test_module import CHOICES, LENGTHS, Make, Members, sgd, steps
 from tests.stacking.test_training import PowerCutError, alone, cut, folders, outcome, together
-
-
-class Captured:
-    """A backend of torch.compile that runs what it is given as it is, and counts it."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs: Sequence[Tensor], **_: Any) -> Callable[..., Any]:
-        self.graphs += 1
-        return graph.forward
-
-
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Captured]:
-    """In place of inductor, which takes a minute for each model."""
-    backend = Captured()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    yield backend
-    torch.compiler.reset()
 
 
 def batches(make_batch: Make, step: int) -> list[ConversationBatch]:

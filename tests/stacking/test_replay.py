@@ -18,7 +18,7 @@ from merc.data.stacked import Frame
 from merc.errors import MercError
 from merc.stacking.refusals import refuse_stacking
 from merc.stacking.replay import MOST, Replayed
-from tests.stacking.conftest import STILL, Recordings, stack
+from tests.stacking.conftest import STILL, Captured, Recordings, stack
 from tests.stacking.test_compile import FRAME, batches, of_lengths
 from tests.stacking.test_module import CHOICES, Make, Members, sgd, steps
 from tests.stacking.test_training import PowerCutError, alone, cut, folders, outcome, together
@@ -47,7 +47,10 @@ def test_replayed_steps_equal_others(
         assert one["validation"]["confusion_matrix"] == other["validation"]["confusion_matrix"]
 
 
-def test_balancing_is_a_part_of_the_recording(make_members: Members, make_batch: Make, recordings: Recordings) -> None:
+@pytest.mark.parametrize("mode", ["cudagraphs", "default"])
+def test_balancing_is_a_part_of_the_graph(
+    make_members: Members, make_batch: Make, recordings: Recordings, captured: Captured, mode: str
+) -> None:
     overrides = ("hyperparameters.warmup_epochs=1", "hyperparameters.execute_probability=1")
     members = make_members(2, *STILL, *overrides, "hyperparameters.base_probability=0")
 
@@ -64,12 +67,13 @@ def test_balancing_is_a_part_of_the_recording(make_members: Members, make_batch:
 
         return steps(sgd(stacked.stacked), loss, 5), [policy.summary() for policy in policies]
 
-    (replayed, ours), (others, expected) = run("cudagraphs"), run(None)
-    assert replayed == pytest.approx(others, rel=1e-5)
-    for one, other in zip(ours, expected, strict=True):
+    (ours, our_states), (others, states) = run(mode), run(None)
+    assert ours == pytest.approx(others, rel=1e-5)
+    for one, other in zip(our_states, states, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
         assert one["executed"] == 3  # not the times that it ran to be recorded
         assert one["score_text"] > 0
+    assert captured.graphs == (2 if mode == "default" else 0)
 
 
 def test_what_is_drawn_does_not_hang_on_when_graphs_were_recorded(
@@ -97,6 +101,14 @@ def test_few_sizes_are_recorded_and_the_others_computed(recordings: Recordings) 
             replayed({"w": weight}, torch.full((size,), 3.0)).sum().backward()
             assert weight.grad == 6 * size
     assert [shape for (shape,) in recordings.sizes] == [(size,) for size in range(1, MOST + 1)]
+
+
+def test_what_cannot_be_recorded_is_explained(recordings: Recordings) -> None:
+    def refuse(weights: dict[str, Tensor]) -> Tensor:
+        raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+
+    with pytest.raises(MercError, match=r"leave compile=null\. \(CUDA error: operation not permitted when stream"):
+        Replayed(refuse)({"w": torch.ones(1)})
 
 
 @pytest.mark.parametrize("rows", [1, 12, 13, 47, 100])
