@@ -18,11 +18,11 @@ from torch import Tensor
 
 from merc.files import atomic_file
 
-SHARE = 0.1
-"""Of the time of a training, what may be spent on waiting for checkpoints of epochs that need none."""
+WAITING_SHARE = 0.1
+"""Of the time of a training, what it may wait for checkpoints of epochs that could do without."""
 
-NOTHING = 0.02
-"""Seconds of waiting that nobody notices."""
+UNNOTICED_SECONDS = 0.02
+"""Waiting that nobody notices."""
 
 
 def seed_everything(*key: int) -> None:
@@ -70,21 +70,27 @@ class AtomicCheckpoints(TorchCheckpointIO):
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._last: Future[None] | None = None
         self._epoch = -1
-        self._due = True
+        self._due = False
         self._since = time.perf_counter()
         self._waited = 0.0
 
-    def due(self, epoch: int) -> bool:
-        """Whether an epoch is to have checkpoints, for whoever asks in that epoch: the training has not long waited.
+    def due(self, epoch: int, required: bool = False) -> bool:
+        """Whether the training goes on from this epoch after a kill: all that is trained here gets the same answer.
 
-        A GPU may have done the next epoch before the last one is on the disk.
+        An epoch has no checkpoint if the training has waited for the last one for a tenth of the time since, as on a
+        GPU that has done the next epoch before the last one is on the disk.
+
+        Args:
+            epoch: any number of this epoch.
+            required: it must have one.
         """
         if epoch != self._epoch:
             now = time.perf_counter()
-            self._epoch, self._due = epoch, self._waited <= max(NOTHING, SHARE * (now - self._since))
+            waited_little = self._waited <= max(UNNOTICED_SECONDS, WAITING_SHARE * (now - self._since))
+            self._epoch, self._due = epoch, required or waited_little
             if self._due:
                 self._since, self._waited = now, 0.0
-        return self._due
+        return self._due or required
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Save a checkpoint; an earlier one of that name stays until the new one is complete.

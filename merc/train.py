@@ -280,7 +280,9 @@ def run_trainer(
     except MisconfigurationException as error:
         raise MercError(f"Lightning refuses the run: {error} Look at the keys under trainer.") from error
     except SystemExit as stop:  # Lightning's answer to Ctrl-C and SIGTERM
-        raise KeyboardInterrupt("Stopped. The same command with resume=true goes on from the last epoch.") from stop
+        raise KeyboardInterrupt(
+            "Stopped. The same command with resume=true goes on from its last checkpoint."
+        ) from stop
     except torch.OutOfMemoryError as error:
         raise MercError(
             "The device ran out of memory. Lower hyperparameters.batch_size or hyperparameters.hidden_dim (in a sweep "

@@ -23,6 +23,7 @@ from tests.models.test_counts import MODELS
 from tests.stacking.conftest import INFO, STILL
 from tests.stacking.test_compile import FRAME, batches
 from tests.stacking.test_module import CHOICES, Make, Members, sgd, steps
+from tests.stacking.test_replay import evaluate
 from tests.stacking.test_training import PowerCutError, cut, folders, table, together
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU of NVIDIA's")
@@ -54,7 +55,8 @@ def with_policy(module: EmotionRecognition) -> EmotionRecognition:
 
 def on_gpu(members: list[Member], mode: str | None) -> StackedRecognition:
     """A stack, balanced if its configuration says so."""
-    stacked = StackedRecognition([member.to(GPU) for member in members], mode, FRAME if mode else None)
+    frames = (FRAME, FRAME) if mode else ()
+    stacked = StackedRecognition([member.to(GPU) for member in members], mode, *frames)
     stacked.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     for member in stacked.seeds:
         with_policy(member)
@@ -101,15 +103,25 @@ def test_no_training_step_waits(
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_replayed_steps_equal_others(make_members: Members, make_batch: Make, choice: str) -> None:
-    overrides = (*choice.split(), *UNMASKED, "hyperparameters.execute_probability=0")
+def test_replayed_steps_and_evaluation_equal_others(make_members: Members, make_batch: Make, choice: str) -> None:
+    # Dropping goes through all its operators, and drops nothing.
+    balanced = ("hyperparameters.execute_probability=1", "hyperparameters.base_probability=0")
 
-    def losses(mode: str | None) -> list[float]:
-        stacked = on_gpu(make_members(2, *overrides), mode)
+    def numbers(mode: str | None) -> tuple[list[float], list[Any], list[int]]:
+        stacked = on_gpu(make_members(2, *choice.split(), *UNMASKED, *balanced), mode)
         own = [[batch.to(GPU) for batch in batches(make_batch, step)] for step in range(6)]
-        return steps(sgd(stacked.stacked), lambda step: stacked.training_step(own[step], step), 6)
+        losses = steps(sgd(stacked.stacked), lambda step: stacked.training_step(own[step], step), 6)
+        for _ in range(2):
+            evaluate(stacked, own[0])
+        executed = [int(getattr(member.model.balancing, "executed", 0)) for member in stacked.seeds]
+        return losses, [member.scores for member in stacked.seeds], executed
 
-    assert losses("cudagraphs") == pytest.approx(losses(None), rel=1e-4)
+    (losses, scores, executed), (others, expected, of_others) = numbers("cudagraphs"), numbers(None)
+    assert losses == pytest.approx(others, rel=1e-4)
+    assert executed == of_others
+    for one, other in zip(scores, expected, strict=True):
+        assert one["validation"]["confusion_matrix"] == other["validation"]["confusion_matrix"]
+        assert one["validation"]["loss"] == pytest.approx(other["validation"]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("choice", ["model=amb_dsgdn", "model=redifu"])

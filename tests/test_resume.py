@@ -1,6 +1,7 @@
 """A run that was stopped in whatever way ends as one that was not."""
 
 import csv
+import math
 import random
 import signal
 import subprocess
@@ -10,12 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
+from merc import resuming
 from merc.config import compose
+from merc.models.lightning_module import load_checkpoint
 from merc.reporting.recorder import Recorder
 from merc.reporting.run_folder import RunFolder
+from merc.resuming import AtomicCheckpoints
 from merc.train import train
 
 SMALL = (
@@ -62,11 +67,52 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(Recorder, "_write", cut)
+        patch.setattr(resuming, "UNNOTICED_SECONDS", math.inf)  # every epoch has its checkpoint
         with pytest.raises(PowerCutError):
             train(compose([*overrides, f"run_dir={tmp_path / 'cut'}"]))
     torch.manual_seed(12345)  # another process has drawn other numbers by now
     train(compose([*overrides, f"run_dir={tmp_path / 'cut'}", "resume=true"]))
     assert outcome(RunFolder(tmp_path / "cut")) == outcome(RunFolder(tmp_path / "whole"))
+
+
+class StopInThirdEpoch(L.Callback):
+    """As Lightning's own callbacks stop a training."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch == 2
+
+
+@pytest.mark.parametrize(("ending", "epochs"), [("trainer.max_epochs=4", 4), ("+trainer.max_steps=12", 3), ("", 3)])
+def test_checkpoints_for_which_there_is_no_time_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, epochs: int
+) -> None:
+    monkeypatch.setattr(resuming, "UNNOTICED_SECONDS", -1.0)
+    monkeypatch.setattr(resuming, "WAITING_SHARE", 0.0)
+    saved: list[str] = []
+    save = AtomicCheckpoints.save_checkpoint
+
+    def remembered(
+        checkpoints: AtomicCheckpoints, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        saved.append(f"{Path(path).stem} {checkpoint['epoch']}")
+        save(checkpoints, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpoints, "save_checkpoint", remembered)
+    overrides = [*SMALL, "trainer.max_epochs=5", *ending.split(), f"run_dir={tmp_path}"]
+    train(compose(overrides), [] if ending else [StopInThirdEpoch()])
+    folder = RunFolder(tmp_path)
+    with folder.history.open() as file:
+        scores = [float(row["validation/weighted_f1"]) for row in csv.DictReader(file)]
+    assert len(scores) == epochs
+    best, expected = -1.0, []
+    for epoch, score in enumerate(scores):
+        if score > best:
+            expected.append(f"selected {epoch}")
+        if score > best or epoch == len(scores) - 1:
+            expected.append(f"last {epoch}")
+        best = max(best, score)
+    assert saved == expected
+    assert load_checkpoint(folder.last)["epoch"] == len(scores) - 1
 
 
 def test_a_run_that_was_cut_behind_its_last_checkpoint_is_completed(

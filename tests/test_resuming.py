@@ -94,6 +94,26 @@ def test_what_goes_wrong_is_raised_at_the_next_call_and_only_there(
     assert load(tmp_path / "next.ckpt") == {"epoch": 2}
 
 
+def test_checkpoints_are_due_while_the_training_need_not_wait_long(
+    checkpoints: AtomicCheckpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints._since = now = 100.0
+    monkeypatch.setattr("merc.resuming.time.perf_counter", lambda: now)
+    assert checkpoints.due(0)
+    checkpoints._waited = 1.0  # for what was saved then
+    now += 5
+    assert not checkpoints.due(1)
+    now += 10
+    assert not checkpoints.due(1), "the answer of an epoch is the same for all"
+    assert checkpoints.due(1, required=True)
+    assert checkpoints.due(2), "less than a tenth of the time since"
+    assert checkpoints.due(3), "nobody has waited since"
+    checkpoints._waited = 1.0
+    assert checkpoints.due(4, required=True)
+    assert checkpoints.due(4), "the same for all"
+    assert checkpoints.due(5), "what was required counts as the last one"
+
+
 class Line(L.LightningModule):
     """Two parameters, and a buffer that every forward pass changes."""
 

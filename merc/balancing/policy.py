@@ -217,6 +217,7 @@ class AdaptiveBalancing(DropoutPolicy):
         return scores_M
 
     def _rescore(self, scores_M: Tensor) -> None:
+        assert scores_M.shape == self.mechanism.scores.shape, "a score of each modality"
         self.mechanism.scores.copy_(scores_M)
         self.mechanism.probabilities.copy_(dropout_probabilities(scores_M.float(), **self.rule))
 

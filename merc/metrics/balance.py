@@ -41,7 +41,13 @@ class ConfusionScore(Metric, ABC):
 
     @abstractmethod
     def score(self, correct_C: Tensor, support_C: Tensor, predicted_C: Tensor) -> Tensor:
-        """The score (...) from counts (..., C): rightly predicted, labelled and predicted utterances of each class."""
+        """The score (...) from counts (..., C) of any number of classifiers, sums going over the last dimension only.
+
+        Args:
+            correct_C: rightly predicted utterances of each class.
+            support_C: those labelled so.
+            predicted_C: those predicted so.
+        """
 
 
 class PrecisionRecallProduct(ConfusionScore):

@@ -22,8 +22,8 @@ class Recorder(Checkpoint):
     """Keeps every epoch's numbers and writes metrics.csv, status.json and the checkpoints.
 
     The history travels inside ``last.ckpt``, so that a resumed run writes what an uninterrupted one would have. That
-    file is left out in epochs for which it is not due, unless they are selected or the last one. Being a
-    :class:`Checkpoint`, it is called behind the callbacks that log.
+    file is written after epochs that are selected, the last one, and those for which it is due
+    (:meth:`AtomicCheckpoints.due`). Being a :class:`Checkpoint`, it is called behind the callbacks that log.
 
     Args:
         folder: where to write.
@@ -81,13 +81,19 @@ class Recorder(Checkpoint):
                 logger.log_metrics(per_class_values(split_scores, split), step=trainer.global_step)
         self._write(trainer)
 
+    def will_select(self, pl_module: L.LightningModule) -> bool:
+        """Whether validation chooses the epoch that ends, before it is in the history."""
+        epoch: Epoch = {"scores": pl_module.scores}
+        return selected_epoch([*self.history, epoch]) is epoch
+
     def _write(self, trainer: L.Trainer) -> None:
-        due = self.checkpoints.due(trainer.current_epoch) or _is_last_epoch(trainer)
-        selected, due = trainer.strategy.broadcast((selected_epoch(self.history) is self.history[-1], due))
+        selected = selected_epoch(self.history) is self.history[-1]
+        due = self.checkpoints.due(trainer.current_epoch, required=selected or is_last_epoch(trainer))
+        selected, due = trainer.strategy.broadcast((selected, due))
         # The complete checkpoint comes behind the selected one: a run killed in between repeats this epoch.
         if selected:
             trainer.save_checkpoint(self.folder.selected, weights_only=True)
-        if selected or due:
+        if due:
             trainer.save_checkpoint(self.folder.last, weights_only=False)
         if trainer.is_global_zero:
             self.write_history(trainer)
@@ -98,7 +104,7 @@ class Recorder(Checkpoint):
         self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs)
 
 
-def _is_last_epoch(trainer: L.Trainer) -> bool:
+def is_last_epoch(trainer: L.Trainer) -> bool:
     """Whether the training ends behind this epoch."""
     steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     return trainer.should_stop or steps or trainer.current_epoch + 1 == trainer.max_epochs

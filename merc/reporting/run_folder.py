@@ -6,8 +6,8 @@ status.json          running, finished or failed, with the error; who worked on 
 metrics.csv          one row per epoch
 metrics.json         the test scores at the selected, the last and the best test epoch
 predictions.parquet  every utterance of the evaluated splits, from the selected epoch
-checkpoints/         last.ckpt (complete, of the last epoch that left time for it), selected.ckpt (weights of the best
-                     validation epoch)
+checkpoints/         last.ckpt (complete, every epoch or as often as the disk allows), selected.ckpt (weights of the
+                     best validation epoch)
 costs.json           parameters, operations, seconds of training and of inference
 corpus.json          dialogues, utterances and classes of every split
 profile.txt          operators of training steps by their time, with trace.json, after debug=profiler

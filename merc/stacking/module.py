@@ -28,11 +28,11 @@ from merc.stacking.refusals import MODES
 from merc.stacking.replay import CUDA_GRAPHS, Replayed
 from merc.stacking.state import joined_state, own_state
 
-SIZES = 8
-"""Numbers of rows of the batches that are replayed."""
+ROW_SIZES = 8
+"""Numbers of rows that batches to be replayed have: they are filled up to the next."""
 
 State = tuple[bool, bool]
-"""Whether a stack is trained, and whether balancing has begun: what hangs on numbers in Python."""
+"""Whether a stack is trained, and whether it is balanced then: what is computed hangs on that."""
 
 StackedRows = dict[str, Tensor]
 """Modality → (S, N, D)."""
@@ -63,6 +63,7 @@ class StackedRecognition(L.LightningModule):
             they are not compiled.
         frame: what holds every batch of training, which are filled up to it or, to be replayed, to the next of some
             sizes below; None: they are filled up to what the batches of a step need.
+        evaluation_frame: likewise of evaluation.
 
     Attributes:
         stacked: the parameters of all seeds, (S, ...), in the order of a module's own.
@@ -72,11 +73,16 @@ class StackedRecognition(L.LightningModule):
         resumed: the checkpoint of each seed, where training goes on from them; set before fitting.
     """
 
-    def __init__(self, members: Sequence[Member], compile: str | None = None, frame: Frame | None = None) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        compile: str | None = None,
+        frame: Frame | None = None,
+        evaluation_frame: Frame | None = None,
+    ) -> None:
         super().__init__()
-        self.compiled = compile
-        self.frame = frame
-        self.sizes = SIZES if compile == CUDA_GRAPHS else 1
+        self.mode = compile
+        self.frames = {True: frame, False: evaluation_frame}
         self.members = nn.ModuleList(members)
         self.stacked = nn.ParameterList(
             nn.Parameter(torch.stack([p.detach() for p in parameters]), parameters[0].requires_grad)
@@ -86,7 +92,7 @@ class StackedRecognition(L.LightningModule):
             for parameter, stacked in zip(member.parameters(), self.stacked, strict=True):
                 parameter.data = stacked.data[i]
         self.weights = _named(members, list(self.stacked))
-        self._maps = {function: _Mapped(members[0], function, compile) for function in (_encode, _judge, _whole)}
+        self._maps = {function: _Mapped(members[0], function, compile) for function in (_encode, _judge, _all_stages)}
         if compile in MODES:
             for weight in self.weights.values():
                 torch._dynamo.mark_static_address(weight)
@@ -102,38 +108,43 @@ class StackedRecognition(L.LightningModule):
 
     def training_step(self, batches: Sequence[ConversationBatch], batch_idx: int) -> Tensor:
         """The sum of the seeds' losses, of which every seed's parameters get their own gradient alone."""
-        stack = stack_batches(batches, self.frame and self.frame.fitting(batches, self.sizes))
+        self._wake_first()
+        stack = self._stack(batches)
         losses = self._losses_of(stack, batches)
         self.mean_losses.add(losses, stack.real.sum(1))
         return losses["total"].sum()
+
+    def _stack(self, batches: Sequence[ConversationBatch]) -> StackedBatches:
+        frame = self.frames[self.training]
+        sizes = ROW_SIZES if self.mode == CUDA_GRAPHS else 1
+        return stack_batches(batches, None if frame is None else frame.fitting(batches, sizes))
+
+    def _wake_first(self) -> None:
+        """Let the first seed, whose module all run through, be balanced if any is: it may have diverged before."""
+        mechanisms = [member.model.balancing for member in self.seeds]
+        if any(getattr(mechanism, "active", False) for mechanism in mechanisms):
+            cast(ModalityDropout, mechanisms[0]).active = True
 
     def _losses_of(self, stack: StackedBatches, batches: Sequence[ConversationBatch]) -> dict[str, Tensor]:
         """Name → (S,)."""
         balancing = self.seeds[0].model.balancing
         if balancing is None or not getattr(balancing, "acts_alone", True):
-            return self._map(_whole, stack.fields)[1]
+            return self._map(_all_stages, stack.fields)[1]
         rows, kept_SN = self._balanced(self._map(_encode, stack.fields), stack, batches)
         return self._map(_judge, rows, kept_SN, stack.fields)[1]
 
     def _map(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """``function(module, *inputs)`` of every seed: tensors (S, ...), in nested mappings, to such tensors."""
-        return self._maps[function]((self.training, self._balances()), self.weights, *inputs)
+        balanced = self.training and getattr(self.seeds[0].model.balancing, "active", False)
+        return self._maps[function]((self.training, balanced), self.weights, *inputs)
 
-    def _balances(self) -> bool:
-        """Whether balancing has begun; for all seeds, also the first one, which may have diverged before."""
-        mechanisms = [member.model.balancing for member in self.seeds]
-        active = any(getattr(mechanism, "active", False) for mechanism in mechanisms)
-        if active:
-            cast(ModalityDropout, mechanisms[0]).active = True
-        return active
-
-    def forget_compiled(self) -> None:
-        """Compile no more; what has been compiled holds the stack, and counts against a limit of PyTorch's."""
+    def free_graphs(self) -> None:
+        """Let go of what is compiled or recorded, which holds the stack and counts against a limit of PyTorch's."""
         for mapped in self._maps.values():
             mapped.graphs.clear()
-        if self.compiled in MODES:
+        if self.mode in MODES:
             torch.compiler.reset()
-        elif self.compiled == CUDA_GRAPHS:
+        elif self.mode == CUDA_GRAPHS:
             gc.collect()  # a recording is part of a cycle, and with it gigabytes of the device
 
     def _balanced(
@@ -146,7 +157,7 @@ class StackedRecognition(L.LightningModule):
         ]
         if all(kept_N is None for _, kept_N in done):
             return rows, stack.real
-        # A seed that diverged in warm-up never leaves it.
+        # A seed that diverged in warm-up never leaves it, but for the first.
         kept = [
             stack.real[i, : batch.rows] if kept_N is None else kept_N
             for i, (batch, (_, kept_N)) in enumerate(zip(batches, done, strict=True))
@@ -169,8 +180,8 @@ class StackedRecognition(L.LightningModule):
 
     def validation_step(self, batches: Sequence[ConversationBatch], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of an evaluated split of every seed."""
-        stack = stack_batches(batches)
-        fused_SNC, losses = self._map(_whole, stack.fields)
+        stack = self._stack(batches)
+        fused_SNC, losses = self._map(_all_stages, stack.fields)
         predicted_SN = fused_SNC.argmax(-1)
         for i, (member, batch) in enumerate(zip(self.seeds, batches, strict=True)):
             member.count(dataloader_idx, losses["total"][i], predicted_SN[i, : batch.rows], batch.labels)
@@ -233,10 +244,12 @@ class _Mapped:
     def __call__(self, state: State, weights: dict[str, Tensor], *inputs: Any) -> Any:
         """Call it with stacked weights by name, always in the same place, and inputs (S, ...)."""
         if state not in self.graphs:
-            self.graphs[state] = self._graph(*state)
+            training, _ = state
+            self.graphs.pop((training, False), None)  # behind the warm-up nobody asks for it any more
+            self.graphs[state] = self._graph(training)
         return self.graphs[state](weights, *inputs)
 
-    def _graph(self, training: bool, balances: bool) -> Callable[..., Any]:
+    def _graph(self, training: bool) -> Callable[..., Any]:
         if self.mode == CUDA_GRAPHS:
             return Replayed(self._at_once)
         if self.mode is None or not training:
@@ -301,8 +314,8 @@ def _judge(
     return _judge_batch(member, rows, kept_N, _framed(member, fields))
 
 
-def _whole(member: Member, fields: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """All stages: (N, C) logits, and the losses over the rows that count."""
+def _all_stages(member: Member, fields: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """(N, C) logits, and the losses over the rows that count."""
     batch = _framed(member, fields)
     rows, kept_N = member.model.encode(batch), None
     if member.training and member.model.balancing is not None:

@@ -20,7 +20,7 @@ CUDA_GRAPHS = "cudagraphs"
 Function = Callable[..., Any]
 """Called with tensors in nested containers, returns such."""
 
-MOST = 16
+MOST_RECORDINGS = 16
 """Sizes of inputs that have a graph of their own, which takes memory and the time of some calls."""
 
 
@@ -28,8 +28,8 @@ class Replayed:
     """The function, as a graph for every size of its inputs, recorded when that first comes.
 
     Memory of activations, outputs and gradients is used again by the next call: whatever shall outlive it must be
-    copied, and gradients of several calls cannot be added up in place. Sizes behind the first :data:`MOST` are computed
-    operator by operator.
+    copied, and gradients of several calls cannot be added up in place. Sizes behind the first :data:`MOST_RECORDINGS`
+    are computed operator by operator.
 
     Args:
         function: called with weights, which always lie in the same place, and inputs; asks nothing of the device. It
@@ -47,7 +47,7 @@ class Replayed:
         """What the function returns."""
         size = tuple((x.shape, x.dtype, x.requires_grad) for x in tree_leaves(inputs))
         if size not in self._recorded:
-            if len(self._recorded) == MOST:
+            if len(self._recorded) == MOST_RECORDINGS:
                 return self.function(weights, *inputs)
             self._recorded[size] = self._record(weights, inputs)
         return self._recorded[size](weights, *inputs)
@@ -64,9 +64,10 @@ class Replayed:
             recorded: Function = torch.cuda.make_graphed_callables(
                 self.function, samples, num_warmup_iters=1 if self._recorded else 2, allow_unused_input=True
             )
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            for cause in (error, error.__context__):  # a recording that ran out of memory fails once more when it ends
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause from None
             raise MercError(
                 f"A step cannot be recorded as a CUDA graph; leave compile=null. ({first_words(error)})"
             ) from error

@@ -9,7 +9,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 
-from merc.reporting.recorder import DivergenceError, Recorder
+from merc.reporting.recorder import DivergenceError, Recorder, is_last_epoch
+from merc.resuming import AtomicCheckpoints
 from merc.stacking.module import Member, StackedRecognition
 
 
@@ -67,10 +68,12 @@ class SeedCallbacks(Checkpoint):
 
     Args:
         seeds: in the order of the stack.
+        checkpoints: of the trainer.
     """
 
-    def __init__(self, seeds: Sequence[Seed]) -> None:
+    def __init__(self, seeds: Sequence[Seed], checkpoints: AtomicCheckpoints) -> None:
         self.seeds = seeds
+        self.checkpoints = checkpoints
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._call("setup", trainer, stage)
@@ -88,6 +91,10 @@ class SeedCallbacks(Checkpoint):
         self._call("on_validation_end", trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # All seeds or none, so that they go on together after a kill.
+        alive = [seed for seed in self.seeds if seed.error is None]
+        selected = any(seed.recorder.will_select(seed.module) for seed in alive)
+        self.checkpoints.due(trainer.current_epoch, required=selected or is_last_epoch(trainer))
         self._call("on_train_epoch_end", trainer)
         for seed in self.seeds:
             if seed.logger is not None and seed.error is None:

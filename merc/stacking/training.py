@@ -30,6 +30,7 @@ from merc.reporting.run_folder import RunFolder, claim, run_path
 from merc.resuming import AtomicCheckpoints, EpochSeeds
 from merc.stacking.module import Member, StackedRecognition
 from merc.stacking.refusals import refuse_different_data, refuse_stacking
+from merc.stacking.replay import CUDA_GRAPHS
 from merc.stacking.seeds import Seed, SeedCallbacks
 from merc.train import (
     build_run,
@@ -169,15 +170,22 @@ def _train(group: Sequence[_Run]) -> None:
 def _fit(runs: Sequence[_Run]) -> None:
     """What :func:`merc.train.fit_run` does, for all seeds at once."""
     refuse_stacking([run.config for run in runs])
+    built = [build_run(run.config, Member) for run in runs]
     with ExitStack() as opened:
         loggers = [opened.enter_context(open_logger(run.config, run.folder, run.group)) for run in runs]
-        _fit_logged(runs, loggers)
+        _fit_built(runs, [data for data, _ in built], [module for _, module in built], loggers)
+    for run in runs:
+        if run.error is None:
+            run.finish()
 
 
-def _fit_logged(runs: Sequence[_Run], loggers: Sequence[Logger | None]) -> None:
+def _fit_built(
+    runs: Sequence[_Run],
+    data: Sequence[ConversationDataModule],
+    modules: Sequence[Member],
+    loggers: Sequence[Logger | None],
+) -> None:
     config, checkpoints = runs[0].config, AtomicCheckpoints()
-    built = [build_run(run.config, Member) for run in runs]
-    data, modules = [own for own, _ in built], [module for _, module in built]
     seeds = [
         Seed(module, _callbacks(run, checkpoints, len(runs)), logger)
         for module, run, logger in zip(modules, runs, loggers, strict=True)
@@ -185,7 +193,7 @@ def _fit_logged(runs: Sequence[_Run], loggers: Sequence[Logger | None]) -> None:
     progress = [TrainingProgress()] if config["trainer"]["enable_progress_bar"] else []
     trainer = build_trainer(
         config,
-        callbacks=[EpochSeeds(*(run.config["seed"] for run in runs)), *progress, SeedCallbacks(seeds)],
+        callbacks=[EpochSeeds(*(run.config["seed"] for run in runs)), *progress, SeedCallbacks(seeds, checkpoints)],
         plugins=[checkpoints],
         logger=False,
         default_root_dir=runs[0].folder.path,
@@ -193,9 +201,7 @@ def _fit_logged(runs: Sequence[_Run], loggers: Sequence[Logger | None]) -> None:
     device = trainer.strategy.root_device
     training, evaluation = _loaders(data, device)
     # On the device before they are stacked: the seeds' parameters are views of the stack, which must not move any more.
-    lengths = [own.parts["train"].lengths for own in data]
-    frame = None if config["compile"] is None else Frame.of_any(lengths, data[0].batch_size)
-    stack = StackedRecognition([module.to(device) for module in modules], config["compile"], frame)
+    stack = StackedRecognition([module.to(device) for module in modules], config["compile"], *_frames(config, data))
     stack.callbacks = [seed.callbacks for seed in seeds]
     checkpoint = None
     if runs[0].epoch >= 0:
@@ -203,7 +209,7 @@ def _fit_logged(runs: Sequence[_Run], loggers: Sequence[Logger | None]) -> None:
     try:
         run_trainer(trainer, stack, training, evaluation, checkpoint)
     finally:
-        stack.forget_compiled()
+        stack.free_graphs()
         for run, seed in zip(runs, seeds, strict=True):
             if seed.error is not None:
                 run.fail(seed.error)
@@ -212,11 +218,19 @@ def _fit_logged(runs: Sequence[_Run], loggers: Sequence[Logger | None]) -> None:
             _close(run, trainer, seed, own)
 
 
+def _frames(config: dict[str, Any], data: Sequence[ConversationDataModule]) -> tuple[Frame | None, Frame | None]:
+    """What holds every batch of training, and of evaluation; None where batches are as large as they are."""
+    training = Frame.of_any([own.parts["train"].lengths for own in data], data[0].batch_size)
+    evaluated = [own.parts[split].lengths for own in data for split in own.evaluation_splits]
+    evaluation = Frame.of_any(evaluated, data[0].evaluation_batch_size)
+    compiled = config["compile"]
+    return None if compiled is None else training, evaluation if compiled == CUDA_GRAPHS else None
+
+
 def _close(run: _Run, trainer: L.Trainer, seed: Seed, data: ConversationDataModule) -> None:
     """Complete the folder of one seed; where that fails, the others are completed all the same."""
     try:
         close_run(trainer, seed.module, data, seed.recorder, seed.logger)
-        run.finish()
     except Exception as error:
         run.fail(error)
 

@@ -64,7 +64,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Captured]:
 class Recordings:
     """Does what :func:`torch.cuda.make_graphed_callables` does, with operators called where CUDA replays them.
 
-    So inputs are copied to where those of the recording lie, and outputs lie in the same place every time.
+    So inputs are copied to where those of the recording lie; outputs and gradients lie in the same place every time.
 
     Attributes:
         sizes: the shapes of the inputs of every recording, weights left out.
@@ -79,9 +79,11 @@ class Recordings:
         assert allow_unused_input
         self.sizes.append([x.shape for x in tree_leaves(samples[1:])])
         static = tree_leaves(samples)
+        trained = [x for x in static if x.requires_grad]
         for _ in range(num_warmup_iters):
             outputs, structure = tree_flatten(function(*samples))
         places = [x.detach().clone() for x in outputs]
+        of_trained = [torch.empty_like(x) for x in trained]
 
         class Graphed(torch.autograd.Function):
             @staticmethod
@@ -99,10 +101,14 @@ class Recordings:
             @staticmethod
             def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
                 pairs = [pair for pair in zip(ctx.outputs, gradients, strict=True) if pair[0].requires_grad]
-                wanted = [x for x in static if x.requires_grad]
                 outputs, of_outputs = zip(*pairs, strict=True)
-                found = iter(torch.autograd.grad(outputs, wanted, of_outputs, allow_unused=True))
-                return tuple(next(found) if x.requires_grad else None for x in static)
+                found = torch.autograd.grad(outputs, trained, of_outputs, allow_unused=True)
+                for place, gradient in zip(of_trained, found, strict=True):
+                    if gradient is not None:
+                        place.copy_(gradient)
+                own = iter([None if x is None else place for place, x in zip(of_trained, found, strict=True)])
+                of_static = [next(own) if x.requires_grad else None for x in static]
+                return tuple(None if place is None else place.detach() for place in of_static)
 
         return lambda *inputs: tree_unflatten(Graphed.apply(*tree_leaves(inputs)), structure)
 

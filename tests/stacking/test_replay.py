@@ -16,12 +16,23 @@ from merc.balancing.policy import build_policy
 from merc.data.conversation import ConversationBatch
 from merc.data.stacked import Frame
 from merc.errors import MercError
+from merc.stacking.module import StackedRecognition
 from merc.stacking.refusals import refuse_stacking
-from merc.stacking.replay import MOST, Replayed
+from merc.stacking.replay import MOST_RECORDINGS, Replayed
 from tests.stacking.conftest import STILL, Captured, Recordings, stack
 from tests.stacking.test_compile import FRAME, batches, of_lengths
 from tests.stacking.test_module import CHOICES, Make, Members, sgd, steps
 from tests.stacking.test_training import PowerCutError, alone, cut, folders, outcome, together
+
+
+def evaluate(stacked: StackedRecognition, own: list[ConversationBatch]) -> None:
+    """Two batches of validation."""
+    stacked.eval()
+    with torch.inference_mode():
+        for _ in range(2):
+            stacked.validation_step(own, 0)
+    stacked.on_validation_epoch_end()
+    stacked.train()
 
 
 @pytest.mark.parametrize("choice", [CHOICES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CHOICES[1:])])
@@ -33,11 +44,7 @@ def test_replayed_steps_equal_others(
     def run(mode: str | None) -> tuple[list[float], dict[str, Tensor], list[Any]]:
         stacked = stack(members, mode, FRAME)
         losses = steps(sgd(stacked.stacked), lambda i: stacked.training_step(batches(make_batch, i), i), 4)
-        stacked.eval()
-        with torch.inference_mode():
-            for _ in range(2):
-                stacked.validation_step(batches(make_batch, 0), 0)
-        stacked.on_validation_epoch_end()
+        evaluate(stacked, batches(make_batch, 0))
         return losses, dict(stacked.seeds[1].state_dict()), [member.scores for member in stacked.seeds]
 
     (replayed, ours, our_scores), (others, expected, scores) = run("cudagraphs"), run(None)
@@ -65,7 +72,11 @@ def test_balancing_is_a_part_of_the_graph(
                 policy.active = policy.mechanism.active = step > 1
             return stacked.training_step(batches(make_batch, step % 2), step)
 
-        return steps(sgd(stacked.stacked), loss, 5), [policy.summary() for policy in policies]
+        losses = steps(sgd(stacked.stacked), loss, 2)
+        evaluate(stacked, batches(make_batch, 0))
+        losses += steps(sgd(stacked.stacked), lambda step: loss(step + 2), 3)
+        evaluate(stacked, batches(make_batch, 0))
+        return losses, [policy.summary() for policy in policies]
 
     (ours, our_states), (others, states) = run(mode), run(None)
     assert ours == pytest.approx(others, rel=1e-5)
@@ -74,6 +85,8 @@ def test_balancing_is_a_part_of_the_graph(
         assert one["executed"] == 3  # not the times that it ran to be recorded
         assert one["score_text"] > 0
     assert captured.graphs == (2 if mode == "default" else 0)
+    # Two sizes before balancing and two behind the warm-up; evaluation is the same.
+    assert len(recordings.sizes) == (5 if mode == "cudagraphs" else 0)
 
 
 def test_what_is_drawn_does_not_hang_on_when_graphs_were_recorded(
@@ -96,11 +109,11 @@ def test_few_sizes_are_recorded_and_the_others_computed(recordings: Recordings) 
 
     weight, replayed = torch.ones((), requires_grad=True), Replayed(double)
     for _ in range(2):
-        for size in range(1, MOST + 3):
+        for size in range(1, MOST_RECORDINGS + 3):
             weight.grad = None
             replayed({"w": weight}, torch.full((size,), 3.0)).sum().backward()
             assert weight.grad == 6 * size
-    assert [shape for (shape,) in recordings.sizes] == [(size,) for size in range(1, MOST + 1)]
+    assert [shape for (shape,) in recordings.sizes] == [(size,) for size in range(1, MOST_RECORDINGS + 1)]
 
 
 def test_what_cannot_be_recorded_is_explained(recordings: Recordings) -> None:

@@ -3,6 +3,7 @@
 import csv
 import gc
 import json
+import math
 import shutil
 import weakref
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from merc import resuming
 from merc.config import compose
 from merc.errors import MercError
 from merc.evaluate import evaluate
@@ -154,6 +156,7 @@ def cut(monkeypatch: pytest.MonkeyPatch, seed: int, epoch: int, before_writing: 
             write(recorder, trainer)
 
     monkeypatch.setattr(Recorder, "_write", until)
+    monkeypatch.setattr(resuming, "UNNOTICED_SECONDS", math.inf)  # every epoch has its checkpoint
 
 
 def test_seeds_that_are_equally_far_go_on_together_as_if_nothing_had_happened(
@@ -168,6 +171,25 @@ def test_seeds_that_are_equally_far_go_on_together_as_if_nothing_had_happened(
     assert {folder.read_status()["epoch"] for folder in folders(tmp_path / "cut")} == {1}
     torch.manual_seed(12345)
     assert together(tmp_path / "cut", *variant, "resume=true") == [None, None]
+    assert list(map(outcome, folders(tmp_path / "cut"))) == list(map(outcome, folders(tmp_path / "whole")))
+
+
+def test_seeds_go_on_together_from_the_last_epoch_that_had_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("hyperparameters.warmup_epochs=1", "trainer.max_epochs=7", "hyperparameters.learning_rate=1e-2")
+    together(tmp_path / "whole", *overrides, seeds="1,2,3")
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming, "UNNOTICED_SECONDS", -1.0)  # never is there time for checkpoints
+        patch.setattr(resuming, "WAITING_SHARE", 0.0)
+        diverge(patch, {}, stop=7)
+        with pytest.raises(PowerCutError):
+            together(tmp_path / "cut", *overrides, seeds="1,2,3")
+    scores = [[row["validation/weighted_f1"] for row in table(folder)] for folder in folders(tmp_path / "cut")]
+    selected = [own.index(max(own)) for own in scores]
+    reached = [torch.load(folder.last, weights_only=True)["epoch"] for folder in folders(tmp_path / "cut")]
+    assert reached == [max(selected)] * 3
+    assert together(tmp_path / "cut", *overrides, "resume=true", seeds="1,2,3") == [None] * 3
     assert list(map(outcome, folders(tmp_path / "cut"))) == list(map(outcome, folders(tmp_path / "whole")))
 
 
@@ -214,12 +236,15 @@ def test_finished_seeds_are_skipped_and_a_single_one_is_trained_as_ever(tmp_path
     assert list(map(outcome, folders(tmp_path / "b"))) == list(map(outcome, folders(tmp_path / "a")))
 
 
-def diverge(monkeypatch: pytest.MonkeyPatch, epochs: dict[int, int]) -> None:
-    """Let seeds diverge in these epochs, from 1."""
+def diverge(monkeypatch: pytest.MonkeyPatch, epochs: dict[int, int], stop: int = 0) -> None:
+    """Let seeds diverge in these epochs, from 1, and the power fail in another."""
     end: Callable[..., None] = Recorder.on_train_epoch_end
 
     def at_the_end(recorder: Recorder, *arguments: Any) -> None:
         epoch = len(recorder.history) + 1
+        if epoch == stop:
+            arguments[0].strategy.checkpoint_io.wait()
+            raise PowerCutError
         if epochs.get(int(recorder.folder.path.name.removeprefix("seed="))) == epoch:
             raise DivergenceError(f"The training loss is nan after epoch {epoch}.")
         end(recorder, *arguments)
