@@ -1,6 +1,6 @@
 """CUDA graphs: what is asked of PyTorch for them, the same numbers, and what does not hang on when they were recorded.
 
-What a GPU makes of it is in tests/test_gpu.py.
+What a GPU makes of it is in tests/stacking/test_gpu.py.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 Skipped where there is none.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from merc.models.lightning_module import EmotionRecognition
 from merc.stacking.module import Member, StackedRecognition
 from merc.train import train
 from tests.models.test_counts import MODELS
-from tests.stacking.conftest import INFO, STILL
+from tests.stacking.conftest import STILL
 from tests.stacking.test_compile import FRAME, batches
 from tests.stacking.test_module import CHOICES, Make, Members, sgd, steps
 from tests.stacking.test_replay import evaluate
@@ -29,7 +29,6 @@ from tests.stacking.test_training import PowerCutError, cut, folders, table, tog
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU of NVIDIA's")
 
 GPU = torch.device("cuda")
-UNMASKED = (*STILL, "graph.cross_modal.dropout=0")
 
 
 @contextmanager
@@ -64,11 +63,8 @@ def on_gpu(members: list[Member], mode: str | None) -> StackedRecognition:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_losses_and_gradients_are_those_of_the_cpu(
-    make_config: Callable[..., dict[str, Any]], make_batch: Make, model: str
-) -> None:
-    torch.manual_seed(0)
-    module, batch = EmotionRecognition(make_config(model, *STILL), INFO).eval(), make_batch((9, 5, 12, 3))
+def test_losses_and_gradients_are_those_of_the_cpu(make_members: Members, make_batch: Make, model: str) -> None:
+    module, batch = make_members(1, model)[0].eval(), make_batch((9, 5, 12, 3))
 
     def gradients(device: torch.device) -> dict[str, Tensor]:
         module.to(device).zero_grad()
@@ -82,10 +78,8 @@ def test_losses_and_gradients_are_those_of_the_cpu(
 
 @pytest.mark.parametrize("model", [*MODELS, "balancing=ogm_ge"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_no_training_step_waits(
-    make_config: Callable[..., dict[str, Any]], make_batch: Make, model: str, precision: torch.dtype
-) -> None:
-    module = with_policy(EmotionRecognition(make_config(model), INFO).to(GPU).train())
+def test_no_training_step_waits(make_members: Members, make_batch: Make, model: str, precision: torch.dtype) -> None:
+    module = with_policy(make_members(1, model)[0].to(GPU))
     optimizer = torch.optim.Adam(module.parameters(), fused=True)
     own = [make_batch(lengths).to(GPU) for lengths in ((9, 5, 12), (4, 2))]
 
@@ -108,7 +102,7 @@ def test_replayed_steps_and_evaluation_equal_others(make_members: Members, make_
     balanced = ("hyperparameters.execute_probability=1", "hyperparameters.base_probability=0")
 
     def numbers(mode: str | None) -> tuple[list[float], list[Any], list[int]]:
-        stacked = on_gpu(make_members(2, *choice.split(), *UNMASKED, *balanced), mode)
+        stacked = on_gpu(make_members(2, *choice.split(), *STILL, *balanced), mode)
         own = [[batch.to(GPU) for batch in batches(make_batch, step)] for step in range(6)]
         losses = steps(sgd(stacked.stacked), lambda step: stacked.training_step(own[step], step), 6)
         for _ in range(2):
