@@ -34,7 +34,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.merc-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train models bench bench-scale paper test lint format wheel hooks clean
+.PHONY: help install train models bench bench-scale bench-gpu paper test lint format wheel hooks clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -53,6 +53,9 @@ bench: $(INSTALLED) ## Measure speed, memory and start-up against the floor; ARG
 
 bench-scale: $(INSTALLED) ## Measure how cost grows with dialogue length and data size; ARGS="rounds=1"
 	$(BIN)/python -m merc.bench.scale $(ARGS)
+
+bench-gpu: $(INSTALLED) ## Measure seeds at once and recorded steps on a GPU; ARGS="measure=[bf16] seeds=[1,4]"
+	$(BIN)/python -m merc.bench.gpu $(ARGS)
 
 paper: $(INSTALLED) ## Run every experiment and report; ARGS="trainer=smoke" to try it, DATA="meld iemocap" for real data
 	set -e; $(foreach data,$(DATA),$(BIN)/python -m merc.train -m data=$(data) run_root=$(RUNS) \
