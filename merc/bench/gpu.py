@@ -4,8 +4,12 @@ import csv
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from io import StringIO
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -77,7 +81,9 @@ def bench(cfg: DictConfig) -> list[RunCost]:
     if settings["epochs"] <= RECORDING:
         raise MercError(f"epochs={settings['epochs']}: give more than {RECORDING}, since those only warm up.")
     lists = (settings[key] for key in ("models", "corpora", "measure", "modes", "seeds"))
-    costs = [_cost(settings, *choice) for choice in product(*lists)]
+    # This process is a command whose configuration is another.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        costs = [pool.submit(_cost, settings, *choice).result() for choice in product(*lists)]
     _publish(costs, settings)
     return costs
 
@@ -101,7 +107,8 @@ def _cost(settings: Mapping[str, Any], model: str, corpus: str, precision: str, 
         ]
         started = time.perf_counter()
         own = f"{settings['precisions'][precision]} {settings['overrides']}".split()
-        errors = train_together(compose([*overrides, *own]))
+        with redirect_stdout(StringIO()):  # their scores
+            errors = train_together(compose([*overrides, *own]))
         whole = time.perf_counter() - started
         for error in errors:
             if error is not None:
@@ -160,4 +167,7 @@ def _grid(costs: Sequence[RunCost]) -> Grid:
 
 
 if __name__ == "__main__":
+    # Other processes find the functions of an importable module, not those of __main__.
+    from merc.bench.gpu import main
+
     main()
