@@ -5,7 +5,10 @@ Python, PyTorch and the driver to call the next one. A CUDA graph calls them all
 graph is there after a few steps.
 """
 
-from collections.abc import Callable
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,9 +64,10 @@ class Replayed:
         state = torch.cuda.get_rng_state(device)
         kept = [(weight, weight.clone()) for weight in weights.values() if not weight.requires_grad]
         try:
-            recorded: Function = torch.cuda.make_graphed_callables(
-                self.function, samples, num_warmup_iters=1 if self._recorded else 2, allow_unused_input=True
-            )
+            with _undisturbed():
+                recorded: Function = torch.cuda.make_graphed_callables(
+                    self.function, samples, num_warmup_iters=1 if self._recorded else 2, allow_unused_input=True
+                )
         except RuntimeError as error:
             for cause in (error, error.__context__):  # a recording that ran out of memory fails once more when it ends
                 if isinstance(cause, torch.OutOfMemoryError):
@@ -76,6 +80,23 @@ class Replayed:
             for weight, value in kept:
                 weight.copy_(value)
         return recorded
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No garbage is collected: a recording ends in an error when another one, of an earlier run, is freed meanwhile.
+
+    Nor does PyTorch warn of streams that are those of the recording by design.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _alias(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Stacks of small models."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
@@ -77,6 +78,7 @@ class Recordings:
         self, function: Callable[..., Any], samples: tuple[Any, ...], num_warmup_iters: int, allow_unused_input: bool
     ) -> Callable[..., Any]:
         assert allow_unused_input
+        assert not gc.isenabled(), "a recording that is freed meanwhile would end this one"
         self.sizes.append([x.shape for x in tree_leaves(samples[1:])])
         static = tree_leaves(samples)
         trained = [x for x in static if x.requires_grad]

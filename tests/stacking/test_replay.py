@@ -3,6 +3,7 @@
 What a GPU makes of it is in tests/stacking/test_gpu.py.
 """
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,7 @@ def test_few_sizes_are_recorded_and_the_others_computed(recordings: Recordings) 
             weight.grad = None
             replayed({"w": weight}, torch.full((size,), 3.0)).sum().backward()
             assert weight.grad == 6 * size
+    assert gc.isenabled()
     assert [shape for (shape,) in recordings.sizes] == [(size,) for size in range(1, MOST_RECORDINGS + 1)]
 
 

@@ -1,6 +1,7 @@
 """Fusions that make one vector of all modalities of an utterance; they go with a single-head classifier."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -112,4 +113,5 @@ class LowRankFusion(JointFusion):
     def fuse(self, rows: Sequence[Tensor]) -> Tensor:
         """One (N, D) tensor per modality, in order → (N, D)."""
         factors = [factor(x_ND).unflatten(-1, (self.rank, -1)) for factor, x_ND in zip(self.factors, rows, strict=True)]
-        return torch.stack(factors).prod(0).sum(1) + self.bias
+        # Not torch.prod, whose gradient asks the device whether a factor is 0.
+        return reduce(torch.mul, factors).sum(1) + self.bias
