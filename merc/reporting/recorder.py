@@ -88,7 +88,7 @@ class Recorder(Checkpoint):
 
     def _write(self, trainer: L.Trainer) -> None:
         selected = selected_epoch(self.history) is self.history[-1]
-        due = self.checkpoints.due(trainer.current_epoch, required=selected or is_last_epoch(trainer))
+        due = self.checkpoints.due(trainer.current_epoch, required=selected or _is_last_epoch(trainer))
         selected, due = trainer.strategy.broadcast((selected, due))
         # The complete checkpoint comes behind the selected one: a run killed in between repeats this epoch.
         if selected:
@@ -104,7 +104,7 @@ class Recorder(Checkpoint):
         self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs)
 
 
-def is_last_epoch(trainer: L.Trainer) -> bool:
+def _is_last_epoch(trainer: L.Trainer) -> bool:
     """Whether the training ends behind this epoch."""
     steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     return trainer.should_stop or steps or trainer.current_epoch + 1 == trainer.max_epochs

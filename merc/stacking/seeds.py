@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 
-from merc.reporting.recorder import DivergenceError, Recorder, is_last_epoch
+from merc.reporting.recorder import DivergenceError, Recorder
 from merc.resuming import AtomicCheckpoints
 from merc.stacking.module import Member, StackedRecognition
 
@@ -94,7 +94,7 @@ class SeedCallbacks(Checkpoint):
         # All seeds or none, so that they go on together after a kill.
         alive = [seed for seed in self.seeds if seed.error is None]
         selected = any(seed.recorder.will_select(seed.module) for seed in alive)
-        self.checkpoints.due(trainer.current_epoch, required=selected or is_last_epoch(trainer))
+        self.checkpoints.due(trainer.current_epoch, required=selected)
         self._call("on_train_epoch_end", trainer)
         for seed in self.seeds:
             if seed.logger is not None and seed.error is None:

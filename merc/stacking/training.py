@@ -220,11 +220,13 @@ def _fit_built(
 
 def _frames(config: dict[str, Any], data: Sequence[ConversationDataModule]) -> tuple[Frame | None, Frame | None]:
     """What holds every batch of training, and of evaluation; None where batches are as large as they are."""
+    if config["compile"] is None:
+        return None, None
     training = Frame.of_any([own.parts["train"].lengths for own in data], data[0].batch_size)
+    if config["compile"] != CUDA_GRAPHS:  # torch.compile leaves evaluation alone
+        return training, None
     evaluated = [own.parts[split].lengths for own in data for split in own.evaluation_splits]
-    evaluation = Frame.of_any(evaluated, data[0].evaluation_batch_size)
-    compiled = config["compile"]
-    return None if compiled is None else training, evaluation if compiled == CUDA_GRAPHS else None
+    return training, Frame.of_any(evaluated, data[0].evaluation_batch_size)
 
 
 def _close(run: _Run, trainer: L.Trainer, seed: Seed, data: ConversationDataModule) -> None:

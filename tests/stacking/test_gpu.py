@@ -13,14 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from merc.balancing.policy import build_policy
 from merc.config import compose
 from merc.data.conversation import ConversationBatch
-from merc.models.lightning_module import EmotionRecognition
 from merc.stacking.module import Member, StackedRecognition
 from merc.train import train
 from tests.models.test_counts import MODELS
-from tests.stacking.conftest import STILL
+from tests.stacking.conftest import STILL, begin_balancing
 from tests.stacking.test_compile import FRAME, batches
 from tests.stacking.test_module import CHOICES, Make, Members, sgd, steps
 from tests.stacking.test_replay import evaluate
@@ -41,24 +39,13 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def with_policy(module: EmotionRecognition) -> EmotionRecognition:
-    """Balanced from now on, if at all."""
-    policy: Any = build_policy(module.config)
-    if policy is not None:
-        policy.setup(None, module, "fit")
-        policy.active = True
-        if module.model.balancing is not None:
-            module.model.balancing.active = True
-    return module
-
-
 def on_gpu(members: list[Member], mode: str | None) -> StackedRecognition:
     """A stack, balanced if its configuration says so."""
     frames = (FRAME, FRAME) if mode else ()
     stacked = StackedRecognition([member.to(GPU) for member in members], mode, *frames)
     stacked.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     for member in stacked.seeds:
-        with_policy(member)
+        begin_balancing(member)
     return stacked
 
 
@@ -79,7 +66,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(make_members: Members, make_b
 @pytest.mark.parametrize("model", [*MODELS, "balancing=ogm_ge"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_no_training_step_waits(make_members: Members, make_batch: Make, model: str, precision: torch.dtype) -> None:
-    module = with_policy(make_members(1, model)[0].to(GPU))
+    module = begin_balancing(make_members(1, model)[0].to(GPU))
     optimizer = torch.optim.Adam(module.parameters(), fused=True)
     own = [make_batch(lengths).to(GPU) for lengths in ((9, 5, 12), (4, 2))]
 

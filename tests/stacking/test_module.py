@@ -15,7 +15,7 @@ from merc.data.conversation import ConversationBatch
 from merc.models.lightning_module import EmotionRecognition
 from merc.stacking.module import Member, StackedRecognition
 from tests.models.test_counts import Counts, on_the_host
-from tests.stacking.conftest import STILL, stack
+from tests.stacking.conftest import STILL, begin_balancing, stack
 
 Make = Callable[..., ConversationBatch]
 Members = Callable[..., list[Member]]
@@ -248,10 +248,7 @@ def test_ten_seeds_ask_for_fewer_operators_than_three_alone(
     members = make_members(10, *choice.split(), "hyperparameters.warmup_epochs=0")
     stacked, batch = stack(members), make_batch((9, 5, 12, 3))
     for module in (*stacked.seeds, members[0]):
-        policy: Any = build_policy(module.config)
-        if policy is not None:
-            policy.setup(None, module, "fit")
-            policy.active = policy.mechanism.active = True
+        begin_balancing(module)
     with Counts() as ten:
         stacked.training_step([batch] * 10, 0).backward()
     with Counts() as one:
@@ -278,10 +275,7 @@ def test_a_step_of_all_can_be_queued_on_a_device_that_tells_nothing(
         for name, weight in stacked.weights.items()
     }
     for module in stacked.seeds:
-        policy: Any = build_policy(module.config)
-        if policy is not None:
-            policy.setup(None, module, "fit")
-            policy.active = policy.mechanism.active = True
+        begin_balancing(module)
     monkeypatch.setattr(torch, "tensor", on_the_host(torch.tensor))
     for _ in range(2):
         stacked.training_step([batch.to("meta") for batch in batches(make_batch)], 0).backward()
