@@ -46,6 +46,19 @@ def test_losses_equal_torch(weights: str | Sequence[float]) -> None:
     torch.testing.assert_close(losses["total"], total)
 
 
+@pytest.mark.parametrize("unimodal", ["squared", "linear"])
+@pytest.mark.parametrize("names", [("audio",), ("audio", "text")])
+def test_a_classifier_may_have_heads_for_some_modalities_in_any_order(names: tuple[str, ...], unimodal: str) -> None:
+    given, labels = prediction()
+    given = Prediction(given.fused, {m: given.unimodal[m] for m in names})
+    alphas = {"text": 0.5, "audio": 2.0}
+    losses = objective(unimodal_weight=alphas, unimodal=unimodal)(given, labels)
+    assert list(losses) == ["fused", *names, "total"]
+    own = {m: F.cross_entropy(x, labels) for m, x in given.unimodal.items()}
+    added = sum(alphas[m] * (loss**2 if unimodal == "squared" else loss) for m, loss in own.items())
+    torch.testing.assert_close(losses["total"], F.cross_entropy(given.fused, labels) + added)
+
+
 def test_a_detached_weight_halves_the_unimodal_gradient_and_keeps_the_value() -> None:
     gradients, values = [], []
     for detach in (False, True):

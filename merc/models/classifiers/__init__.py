@@ -68,7 +68,7 @@ class WeightedLogits(nn.Module):
     def forward(self, rows: Rows) -> Prediction:
         """Modality → (N, D), to (N, C) logits."""
         unimodal = self.heads(rows)
-        weighted = [self.weights[modality] * logits_NC for modality, logits_NC in unimodal.items()]
+        weighted = [x_NC if self.weights[m] == 1 else self.weights[m] * x_NC for m, x_NC in unimodal.items()]
         return Prediction(fused=torch.stack(weighted).sum(0), unimodal=unimodal)
 
 

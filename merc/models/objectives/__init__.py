@@ -34,6 +34,7 @@ class FusedAndUnimodal(nn.Module):
     """
 
     weights: Tensor | None
+    unimodal_weights: Tensor  # (M,), in the order of the modalities
 
     def __init__(
         self,
@@ -51,7 +52,9 @@ class FusedAndUnimodal(nn.Module):
             raise MercError(f"objective.unimodal={unimodal} must be squared or linear.")
         if focal_gamma < 0:
             raise MercError(f"objective.focal_gamma={focal_gamma} must not be negative.")
-        self.unimodal_weights = _per_modality(unimodal_weight, modalities)
+        self.modalities = tuple(modalities)
+        alphas = torch.tensor(_per_modality(unimodal_weight, modalities))
+        self.register_buffer("unimodal_weights", alphas, persistent=False)
         self.unimodal = unimodal
         self.detach_weight = detach_weight
         self.focal_gamma = focal_gamma
@@ -59,38 +62,42 @@ class FusedAndUnimodal(nn.Module):
 
     def forward(self, prediction: Prediction, labels_N: Tensor) -> dict[str, Tensor]:
         """Scalar losses: ``fused``, one per modality, and ``total``, the one to minimise."""
-        losses = {m: self._mean_loss(x, labels_N, prediction.kept) for m, x in prediction.unimodal.items()}
-        fused = self._mean_loss(prediction.fused, labels_N, prediction.kept)
-        total = fused
-        for modality, loss in losses.items():
-            total = total + self._coefficient(modality, loss) * loss
-        return {"fused": fused, **losses, "total": total}
+        names = tuple(prediction.unimodal)
+        logits_KNC = torch.stack([prediction.fused, *(prediction.unimodal[name] for name in names)])
+        losses_K = self._mean_losses(logits_KNC, labels_N, prediction.kept)
+        total = losses_K[0]
+        if names:
+            total = total + (self._coefficients(names, losses_K[1:]) * losses_K[1:]).sum()
+        return {**dict(zip(("fused", *names), losses_K.unbind(), strict=True)), "total": total}
 
-    def _coefficient(self, modality: str, loss: Tensor) -> float | Tensor:
-        weight = self.unimodal_weights[modality]
+    def _coefficients(self, names: tuple[str, ...], losses_M: Tensor) -> Tensor:
+        weights_M = self.unimodal_weights
+        if names != self.modalities:  # a classifier with heads for some of them, or in another order
+            weights_M = weights_M[[self.modalities.index(name) for name in names]]
         if self.unimodal == "linear":
-            return weight
-        return weight * (loss.detach() if self.detach_weight else loss)
+            return weights_M
+        return weights_M * (losses_M.detach() if self.detach_weight else losses_M)
 
-    def _mean_loss(self, logits_NC: Tensor, labels_N: Tensor, kept_N: Tensor | None) -> Tensor:
-        """Class-weighted mean loss of the kept utterances; 0 when none is kept."""
-        weight_N = torch.ones_like(logits_NC[:, 0]) if self.weights is None else self.weights[labels_N]
-        if kept_N is not None:
-            weight_N = weight_N * kept_N
-        loss_N = F.cross_entropy(logits_NC, labels_N, reduction="none")
+    def _mean_losses(self, logits_KNC: Tensor, labels_N: Tensor, kept_N: Tensor | None) -> Tensor:
+        """(K,) class-weighted mean losses of the kept utterances, of K heads; 0 when none is kept."""
+        shape = logits_KNC.shape[:2]
+        loss_KN = F.cross_entropy(logits_KNC.flatten(0, 1), labels_N.repeat(shape[0]), reduction="none").view(shape)
         if self.focal_gamma:
             # A miss of exactly 0 has no gradient under γ < 1.
-            miss_N = -torch.expm1(-loss_N)
-            loss_N = miss_N.clamp_min(torch.finfo(miss_N.dtype).tiny) ** self.focal_gamma * loss_N
-        return (weight_N * loss_N).sum() / weight_N.sum().clamp_min(torch.finfo(weight_N.dtype).tiny)
+            miss_KN = -torch.expm1(-loss_KN)
+            loss_KN = miss_KN.clamp_min(torch.finfo(miss_KN.dtype).tiny) ** self.focal_gamma * loss_KN
+        weight_N = loss_KN.new_ones(shape[1]) if self.weights is None else self.weights[labels_N]
+        if kept_N is not None:
+            weight_N = weight_N * kept_N
+        return (weight_N * loss_KN).sum(1) / weight_N.sum().clamp_min(torch.finfo(weight_N.dtype).tiny)
 
 
-def _per_modality(weight: float | Mapping[str, float], modalities: Sequence[str]) -> dict[str, float]:
+def _per_modality(weight: float | Mapping[str, float], modalities: Sequence[str]) -> list[float]:
     if not isinstance(weight, Mapping):
-        return dict.fromkeys(modalities, weight)
+        return [float(weight)] * len(modalities)
     if missing := [m for m in modalities if m not in weight]:
         raise MercError(
             f"objective.unimodal_weight has no weight for {', '.join(missing)}: "
             "add +objective.unimodal_weight.NAME=…, or give one number for all modalities."
         )
-    return {m: weight[m] for m in modalities}
+    return [float(weight[m]) for m in modalities]
