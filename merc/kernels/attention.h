@@ -39,8 +39,8 @@ class Slab {
     matrix_ = {copy, step};
   }
   Matrix from(int64_t row) const { return {matrix_.at + row * matrix_.step, matrix_.step}; }
-  Matrix across(int64_t count, int64_t width, Scratch& scratch) const {
-    return transposed(matrix_, count, width, scratch);
+  Matrix across(int64_t count, int64_t width, float factor, Scratch& scratch) const {
+    return transposed(matrix_, count, width, factor, scratch);
   }
 
  private:
@@ -88,7 +88,7 @@ struct Reach {
   // Utterances that a piece of a dialogue receives from, at most, with or without an effect.
   int64_t sources(int64_t length) const { return std::min(length, past + PIECE + future); }
   // Numbers of one map of a piece, at most.
-  int64_t area(int64_t length) const { return std::min(PIECE, length) * whole(sources(length)); }
+  int64_t area(int64_t length) const { return sources(length) * whole(std::min(PIECE, length)); }
 
   // Calls f(head, first row, length, first random byte, scratch) for every head of every dialogue. Heads of the same rows
   // follow each other, since memory is fetched in lines that hold several.
@@ -117,7 +117,8 @@ struct Reach {
   int64_t pairs_of(int64_t length) const { return length * sources(length); }
 };
 
-// A piece of receiving utterances of one head and dialogue with those that they may receive from.
+// A piece of receiving utterances of one head and dialogue with those that they may receive from. Maps are (K, Q), a row
+// for each source: vectors hold receivers, so that nothing is added up inside a vector.
 template <typename T>
 class Piece {
  public:
@@ -126,45 +127,51 @@ class Piece {
         count(std::min(PIECE, length - start)),
         first(std::max<int64_t>(0, start - reach.past)),
         sources(std::min(length, start + count + reach.future) - first),
-        step(whole(sources)),
+        step(whole(count)),
         reach_(reach),
-        row_(row) {}
+        visible_(reach.visible ? reach.visible + row + first : nullptr) {}
 
-  // (Q, K) softmax of the scores.
-  void map(const Slab<T>& query, Matrix keys_across, int64_t width, float* out) const {
-    a_b(count, sources, width, query.from(start), {keys_across.at + first, keys_across.step}, false, out, step);
-    for (int64_t i = 0; i < count; ++i) {
-      float* scores = out + i * step;
-      const int64_t begin = std::max<int64_t>(0, start + i - reach_.past - first);
-      const int64_t end = std::min(sources, start + i + reach_.future + 1 - first);
-      std::fill(scores, scores + begin, 0.f);
-      std::fill(scores + end, scores + sources, 0.f);
-      const Lanes scale(reach_.scale);
-      pieces(end - begin, [&](int64_t k, int64_t there) {
-        store(scores + begin + k, load(scores + begin + k, there) * scale, there);
-      });
-      bool any = !reach_.visible;
-      for (int64_t k = begin; reach_.visible && k < end; ++k) {
-        const bool seen = reach_.visible[row_ + first + k];
-        any = any || seen;
-        if (!seen) scores[k] = NOTHING;
-      }
-      any ? softmax(scores + begin, end - begin) : static_cast<void>(std::fill(scores + begin, scores + end, 0.f));
-    }
+  // Softmax over the sources of the scores, which are the products of keys and queries.
+  void map(const Slab<T>& key, Matrix queries_across, int64_t width, float* out) const {
+    a_b(sources, count, width, key.from(first), {queries_across.at + start, queries_across.step}, false, out, step);
+    std::array<bool, PIECE> receives;
+    receives.fill(!visible_);
+    for (int64_t k = 0; k < sources; ++k) hide(k, out + k * step, receives);
+    softmax_of_columns(out, sources, count, step);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = 0; !receives[i] && k < sources; ++k) out[k * step + i] = 0;
   }
 
-  // x · mask for all rows of the piece; `bytes` are those of the head.
-  void drop(float* x, int64_t bytes, int64_t length) const {
-    for (int64_t i = 0; i < count; ++i)
-      reach_.mask.apply(x + i * step, bytes + (start + i) * Mask::stretch(length), sources);
+  // y = x · mask, or (x − minus) · mask; `bytes` are those of the head. It may be written where x lies.
+  void drop(const float* x, const float* minus, int64_t bytes, int64_t length, float* y) const {
+    if (x == y && !minus && !reach_.mask.any()) return;
+    for (int64_t k = 0; k < sources; ++k) {
+      const int64_t row = k * step;
+      const int64_t byte = bytes + (first + k) * Mask::stretch(length) + start;
+      reach_.mask.each(byte, count, [&](int64_t i, int64_t there, const Lanes& factors) {
+        Lanes kept = load(x + row + i, there);
+        if (minus) kept = kept - load(minus + row + i, there);
+        store(y + row + i, kept * factors, there);
+      });
+    }
   }
 
   const int64_t start, count, first, sources;
   const int64_t step;  // from a row of a map to the next
 
  private:
+  // Takes what does not receive from a source out of its scores, and notes what does.
+  void hide(int64_t k, float* scores, std::array<bool, PIECE>& receives) const {
+    const bool seen = !visible_ || visible_[k];
+    const int64_t begin = seen ? std::clamp<int64_t>(first + k - reach_.future - start, 0, count) : count;
+    const int64_t end = seen ? std::clamp<int64_t>(first + k + reach_.past + 1 - start, 0, count) : count;
+    for (int64_t i = 0; i < begin; ++i) scores[i] = NOTHING;
+    for (int64_t i = end; i < count; ++i) scores[i] = NOTHING;
+    for (int64_t i = begin; visible_ && i < end; ++i) receives[i] = true;
+  }
+
   const Reach& reach_;
-  const int64_t row_;
+  const bool* visible_;  // of the sources; null: all
 };
 
 // The maps that make one head in one dialogue.
@@ -178,21 +185,21 @@ class HeadMaps {
     for (int64_t map = 0; map < maps_; ++map) {
       queries[map] = Slab<T>(query, row, length, head * maps_ + map, scratch);
       keys[map] = Slab<T>(key, row, length, head * maps_ + map, scratch);
-      keys_across_[map] = keys[map].across(length, width_, scratch);
+      queries_across_[map] = queries[map].across(length, width_, reach.scale, scratch);
     }
   }
 
-  // (maps, Q, K) of a piece.
+  // (maps, K, Q) of a piece.
   void compute(const Piece<T>& piece, float* out) const {
     for (int64_t map = 0; map < maps_; ++map)
-      piece.map(queries[map], keys_across_[map], width_, out + map * piece.count * piece.step);
+      piece.map(keys[map], queries_across_[map], width_, out + map * piece.sources * piece.step);
   }
 
   std::array<Slab<T>, 2> queries, keys;
 
  private:
   const int64_t maps_, width_;
-  std::array<Matrix, 2> keys_across_;
+  std::array<Matrix, 2> queries_across_;  // times the scale of the scores
 };
 
 inline void check_attention(
@@ -227,12 +234,10 @@ inline Tensor attend(
       float* all_maps = scratch.take(reach.maps() * reach.area(length));
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
-        const int64_t area = piece.count * piece.step;
         maps.compute(piece, all_maps);
-        if (difference) add(all_maps, -1, all_maps + area, area);
-        piece.drop(all_maps, bytes, length);
-        a_b(piece.count, depth, piece.sources, {all_maps, piece.step}, values.from(piece.first), false,
-            target.from(start), target.step);
+        piece.drop(all_maps, difference ? all_maps + piece.sources * piece.step : nullptr, bytes, length, all_maps);
+        at_b(piece.count, depth, piece.sources, {all_maps, piece.step}, values.from(piece.first), false,
+             target.from(start), target.step);
       }
     });
   });
@@ -262,7 +267,7 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
         of_keys[map].emplace(of_key, row, length, head * reach.maps() + map, scratch);
       }
       const Slab<T> values(value, row, length, head, scratch), incoming(of_out, row, length, head, scratch);
-      const Matrix values_across = values.across(length, depth, scratch);
+      const Matrix incoming_across = incoming.across(length, depth, 1, scratch);
       Target<T> of_values(of_value, row, length, head, scratch);
       const int64_t most = reach.area(length);
       float *all_maps = scratch.take(reach.maps() * most), *attention = scratch.take(most);
@@ -270,25 +275,21 @@ inline std::tuple<Tensor, Tensor, Tensor> attend_backward(
       for (int64_t start = 0; start < length; start += PIECE) {
         const Piece<T> piece(reach, row, length, start);
         const int64_t count = piece.count, first = piece.first, sources = piece.sources;
-        const int64_t step = piece.step, area = count * step;
+        const int64_t step = piece.step, area = sources * step;
         maps.compute(piece, all_maps);
-        std::copy_n(all_maps, area, attention);
-        if (difference) add(attention, -1, all_maps + area, area);
-        piece.drop(attention, bytes, length);
-        at_b(sources, depth, count, {attention, step}, incoming.from(start), true, of_values.from(first),
-             of_values.step);
-        a_b(count, sources, depth, incoming.from(start), {values_across.at + first, values_across.step}, false,
+        piece.drop(all_maps, difference ? all_maps + area : nullptr, bytes, length, attention);
+        a_b(sources, depth, count, {attention, step}, incoming.from(start), true, of_values.from(first), of_values.step);
+        a_b(sources, count, depth, values.from(first), {incoming_across.at + start, incoming_across.step}, false,
             of_attention, step);
-        piece.drop(of_attention, bytes, length);
+        piece.drop(of_attention, nullptr, bytes, length, of_attention);
         for (int64_t map = 0; map < reach.maps(); ++map) {
           float* of_scores = attention;  // no longer needed
-          for (int64_t i = 0; i < count; ++i)
-            softmax_backward(all_maps + map * area + i * step, of_attention + i * step, map ? -reach.scale : reach.scale,
-                             of_scores + i * step, sources);
-          a_b(count, width, sources, {of_scores, step}, maps.keys[map].from(first), false, of_queries[map]->from(start),
-              of_queries[map]->step);
-          at_b(sources, width, count, {of_scores, step}, maps.queries[map].from(start), true, of_keys[map]->from(first),
-               of_keys[map]->step);
+          softmax_of_columns_backward(all_maps + map * area, of_attention, map ? -reach.scale : reach.scale, of_scores,
+                                      sources, count, step);
+          at_b(count, width, sources, {of_scores, step}, maps.keys[map].from(first), false, of_queries[map]->from(start),
+               of_queries[map]->step);
+          a_b(sources, width, count, {of_scores, step}, maps.queries[map].from(start), true, of_keys[map]->from(first),
+              of_keys[map]->step);
         }
       }
     });

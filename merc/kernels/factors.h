@@ -41,8 +41,6 @@ struct Operand {
 };
 
 // n / unit, rounded up.
-inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
-inline int64_t rounded_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
 constexpr int64_t BIAS_UNIT = 32;
 

@@ -27,6 +27,10 @@ inline __mmask16 first(int64_t count) {
 }
 #endif
 
+inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+inline int64_t rounded_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
+inline int64_t whole(int64_t n) { return rounded_up(n, LANES); }  // numbers in vectors that hold n
+
 // Calls f(start, count) for each piece of n numbers that fits a register.
 template <typename F>
 inline void pieces(int64_t n, const F& f) {
@@ -191,7 +195,7 @@ inline void in_blocks(int64_t n, const F& f) {
 
 // Rows as BLAS can read them: not on top of each other, the numbers of each together.
 inline Tensor strided(const Tensor& x) {
-  return x.stride(-1) == 1 && x.stride(0) >= x.size(-1) ? x : x.clone(at::MemoryFormat::Contiguous);
+  return x.stride(-1) == 1 && (x.size(0) <= 1 || x.stride(0) >= x.size(-1)) ? x : x.clone(at::MemoryFormat::Contiguous);
 }
 
 }  // namespace merc

@@ -53,10 +53,10 @@ inline void copy_few(const float* from, int64_t count, float* to) {
 }
 
 // Matrices from here on are of whole vectors: what is behind the end of a row may be read, and counts as a column.
-inline int64_t whole(int64_t columns) { return rounded_up(columns, LANES); }
 
-// A matrix that lies transposed; whole vectors can be read from any of its columns on.
-inline Matrix transposed(Matrix x, int64_t rows, int64_t columns, Scratch& scratch) {
+// A matrix times a factor that lies transposed; whole vectors can be read from any of its columns on.
+inline Matrix transposed(Matrix x, int64_t rows, int64_t columns, float factor, Scratch& scratch) {
+  const Lanes factors(factor);
   const int64_t step = whole(rows);
   float* to = scratch.take(step * whole(columns) + LANES);
   for (int64_t row = 0; row < rows; row += LANES)
@@ -64,7 +64,7 @@ inline Matrix transposed(Matrix x, int64_t rows, int64_t columns, Scratch& scrat
       const int64_t count = std::min(LANES, columns - column);
       alignas(64) float there[LANES * LANES] = {};
       for (int64_t i = 0; i < std::min(LANES, rows - row); ++i)
-        load(x.at + (row + i) * x.step + column, count).store(there + i * LANES);
+        (load(x.at + (row + i) * x.step + column, count) * factors).store(there + i * LANES);
       at::vec::transpose_mxn<float, LANES, LANES>(there, LANES, to + column * step + row, step);
     }
   return {to, step};

@@ -1,4 +1,4 @@
-// Softmax of one row of scores, of which some may take no part.
+// Softmax of scores, of which some may take no part.
 #pragma once
 
 #include <limits>
@@ -47,7 +47,7 @@ inline void softmax_in_memory(float* x, int64_t n) {
 
 // In place.
 inline void softmax(float* x, int64_t n) {
-  switch ((n + LANES - 1) / LANES) {
+  switch (ceil_div(n, LANES)) {
     case 0: return;
     case 1: return softmax_in_registers<1>(x, n);
     case 2: return softmax_in_registers<2>(x, n);
@@ -55,6 +55,78 @@ inline void softmax(float* x, int64_t n) {
     case 4: return softmax_in_registers<4>(x, n);
     default: return softmax_in_memory(x, n);
   }
+}
+
+// Calls f<VECTORS>(column) for blocks of columns that so many registers hold.
+template <typename F>
+inline void in_column_blocks(int64_t columns, const F& f) {
+  for (int64_t column = 0; column < columns;) {
+    const int64_t vectors = std::min<int64_t>(ceil_div(columns - column, LANES), 4);
+    switch (vectors) {
+      case 1: f.template operator()<1>(column); break;
+      case 2: f.template operator()<2>(column); break;
+      case 3: f.template operator()<3>(column); break;
+      default: f.template operator()<4>(column);
+    }
+    column += vectors * LANES;
+  }
+}
+
+// In place, of every column of a matrix of whole vectors whose rows are `step` numbers apart: lanes do not wait for each
+// other, as those of a row do.
+inline void softmax_of_columns(float* x, int64_t rows, int64_t columns, int64_t step) {
+  in_column_blocks(columns, [&]<int64_t VECTORS>(int64_t column) {
+    float* const first = x + column;
+    Lanes peaks[VECTORS], totals[VECTORS];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < VECTORS; ++v) {
+      peaks[v] = Lanes(NOTHING);
+      totals[v] = Lanes(0.f);
+    }
+    for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < VECTORS; ++v)
+        peaks[v] = at::vec::maximum(peaks[v], Lanes::loadu(first + row * step + v * LANES));
+    for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < VECTORS; ++v) {
+        float* const at = first + row * step + v * LANES;
+        const Lanes part = (Lanes::loadu(at) - peaks[v]).exp_u20();
+        part.store(at);
+        totals[v] = totals[v] + part;
+      }
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < VECTORS; ++v) totals[v] = Lanes(1.f) / totals[v];
+    for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < VECTORS; ++v) {
+        float* const at = first + row * step + v * LANES;
+        (Lanes::loadu(at) * totals[v]).store(at);
+      }
+  });
+}
+
+// Gradient of the scores from y = softmax of their columns and factor · of_y, all of which lie alike.
+inline void softmax_of_columns_backward(const float* y, const float* of_y, float factor, float* of_scores, int64_t rows,
+                                        int64_t columns, int64_t step) {
+  const Lanes factors(factor);
+  in_column_blocks(columns, [&]<int64_t VECTORS>(int64_t column) {
+    Lanes levels[VECTORS];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < VECTORS; ++v) levels[v] = Lanes(0.f);
+    for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < VECTORS; ++v) {
+        const int64_t at = row * step + column + v * LANES;
+        levels[v] = at::vec::fmadd(Lanes::loadu(y + at), Lanes::loadu(of_y + at), levels[v]);
+      }
+    for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < VECTORS; ++v) {
+        const int64_t at = row * step + column + v * LANES;
+        (Lanes::loadu(y + at) * (Lanes::loadu(of_y + at) - levels[v]) * factors).store(of_scores + at);
+      }
+  });
 }
 
 // Gradient of the scores from y = softmax(scores) and factor · of_y.
