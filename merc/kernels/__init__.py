@@ -1,10 +1,11 @@
 """Operators for the CPU in C++, compiled for its processor where they are first used.
 
 They make fewer passes over memory than PyTorch's, and fewer of them are called: residuals and dropout without stored
-masks, GELU, the norm of the heads, attention over relation graphs and among utterances, forward and backward; others
-multiply matrices. They are ``torch.ops.merc``; the sources lie here. Everything that they compute is also written in
-PyTorch's operators, for other devices and precisions, for :mod:`torch.func`, and where there is no compiler; tests hold
-both to each other. Loading them replaces the allocator of the process's CPU tensors (``allocator.h``).
+masks, GELU, norms of heads, of residuals and of differences, attention over relation graphs and among utterances,
+forward and backward; others multiply matrices. They are ``torch.ops.merc``; the sources lie here. Everything that they
+compute is also written in PyTorch's operators, for other devices and precisions, for :mod:`torch.func`, and where there
+is no compiler; tests hold both to each other. Loading them replaces the allocator of the process's CPU tensors
+(``allocator.h``).
 """
 
 from collections.abc import Iterator

@@ -4,19 +4,20 @@
 #include <tuple>
 
 #include "gelu.h"
+#include "moments.h"
 
 namespace merc {
 
 inline Tensor scaled(const Tensor& x, double scale) { return (scale == 1 ? x : x * scale).contiguous(); }
 
-// (N, H, D), (H, D), (H, D) → (N, H, D) and, for the backward pass, (N, H, 2) mean and 1/sd.
+// (N, H·D), (H, D), (H, D) → (N, H·D) and, for the backward pass, (N, H, 2) mean and 1/sd.
 inline std::tuple<Tensor, Tensor> head_norm_gelu(
     const Tensor& x_, const Tensor& weight_, const Tensor& bias_, double scale_of_all, double epsilon, int64_t seed,
     int64_t dropped) {
-  TORCH_CHECK(x_.dim() == 3 && weight_.sizes() == x_.sizes().slice(1) && bias_.sizes() == weight_.sizes(),
+  TORCH_CHECK(x_.dim() == 2 && weight_.dim() == 2 && weight_.numel() == x_.size(1) && bias_.sizes() == weight_.sizes(),
               "a weight and a bias for each channel of each head");
   const Tensor x = x_.contiguous(), weight = scaled(weight_, scale_of_all), bias = scaled(bias_, scale_of_all);
-  const int64_t heads = x.size(1), dim = x.size(2), stretch = Mask::stretch(dim);
+  const int64_t heads = weight.size(0), dim = weight.size(1), stretch = Mask::stretch(dim);
   const Mask mask(seed, dropped);
   Tensor y = at::empty_like(x), moments = at::empty({x.size(0), heads, 2}, weight.options());
   float* moment = moments.mutable_data_ptr<float>();
@@ -27,18 +28,14 @@ inline std::tuple<Tensor, Tensor> head_norm_gelu(
     in_parts(x.size(0) * heads, [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const T* in = from + row * dim;
-        const float mean = sum(in, dim) / static_cast<float>(dim);
-        const float squares = total(dim, [&](int64_t i, int64_t count) {
-          const Lanes away = load(in + i, count) - Lanes(mean);
-          return count == LANES ? away * away : Lanes::set(Lanes(0.f), away * away, count);
-        });
-        const float scale = 1.f / std::sqrt(squares / static_cast<float>(dim) + static_cast<float>(epsilon));
+        const auto [mean, scale] = moments_of(in, dim, epsilon);
         moment[2 * row] = mean;
         moment[2 * row + 1] = scale;
+        const Lanes level(mean), factor(scale);
         T* out = to + row * dim;
         const float *w_row = w + row % heads * dim, *b_row = b + row % heads * dim;
         mask.each(row * stretch, dim, [&](int64_t i, int64_t count, const Lanes& factors) {
-          const Lanes normed = (load(in + i, count) - Lanes(mean)) * Lanes(scale);
+          const Lanes normed = (load(in + i, count) - level) * factor;
           const Lanes inner = at::vec::fmadd(normed, load(w_row + i, count), load(b_row + i, count));
           store(out + i, Gelu::value(inner) * factors, count);
         });
@@ -55,7 +52,7 @@ inline std::tuple<Tensor, Tensor, Tensor> head_norm_gelu_backward(
   TORCH_CHECK(of_y_.sizes() == x_.sizes() && of_y_.scalar_type() == x_.scalar_type(), "a gradient for each number");
   const Tensor of_y = of_y_.contiguous(), x = x_.contiguous();
   const Tensor weight = scaled(weight_, scale_of_all), bias = scaled(bias_, scale_of_all);
-  const int64_t heads = x.size(1), dim = x.size(2), stretch = Mask::stretch(dim);
+  const int64_t heads = weight.size(0), dim = weight.size(1), stretch = Mask::stretch(dim);
   const Mask mask(seed, dropped);
   Tensor of_x = at::empty_like(x);
   Tensor sums = at::zeros({at::get_num_threads(), 2, heads, dim}, weight.options());

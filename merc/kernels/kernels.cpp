@@ -5,18 +5,21 @@
 #include "allocator.h"
 #include "attention.h"
 #include "column_sums.h"
+#include "difference_norm.h"
 #include "dropout.h"
 #include "gelu.h"
 #include "graph.h"
 #include "head_norm.h"
+#include "lambdas.h"
 #include "linear.h"
 #include "mix.h"
 #include "neighbours.h"
 #include "product.h"
+#include "sum_norm.h"
 
-#define NEIGHBOURS                                                                                          \
-  "Tensor values, Tensor vectors, Tensor? coefficients, Tensor? relation_vectors, Tensor? relation_tables," \
-  " Tensor connected, int past, int[] kinds, float slope, int seed, int dropped"
+#define NEIGHBOURS                                                                                         \
+  "Tensor x, Tensor weight, Tensor scores, Tensor? tables, Tensor? coefficients, Tensor connected, int past," \
+  " int[] kinds, float slope, int seed, int dropped, Tensor? present, int length, bool ours"
 #define REACH \
   "int[] starts, Tensor? visible, int past, int future, bool difference, float scale, int seed, int dropped"
 
@@ -34,15 +37,26 @@ TORCH_LIBRARY(merc, library) {
       " int dropped) -> (Tensor, Tensor, Tensor)");
   library.def("ends(Tensor z, Tensor vectors) -> Tensor");
   library.def("ends_backward(Tensor of_ends, Tensor(a!) of_z, Tensor z, Tensor vectors) -> Tensor");
-  library.def("attend_neighbours(" NEIGHBOURS ") -> (Tensor, Tensor, Tensor)");
+  library.def("attend_neighbours(" NEIGHBOURS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "attend_neighbours_backward(Tensor of_out, Tensor attention, Tensor ends, " NEIGHBOURS
+      "attend_neighbours_backward(Tensor of_out, Tensor between, Tensor attention, Tensor ends, Tensor? seen, " NEIGHBOURS
       ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("difference_norm(Tensor x, Tensor coefficient, Tensor weight, float epsilon, float scale) -> Tensor");
+  library.def(
+      "difference_norm_backward(Tensor of_y, Tensor x, Tensor coefficient, Tensor weight, float epsilon, float scale)"
+      " -> (Tensor, Tensor, Tensor)");
+  library.def("lambdas(Tensor left, Tensor right, float initial) -> Tensor");
+  library.def("lambdas_backward(Tensor of_out, Tensor left, Tensor right) -> (Tensor, Tensor)");
   library.def("units() -> str", &merc::units);
   library.def("multiplies_bfloat16() -> bool", &merc::multiplies_bfloat16);
   library.def("product(Tensor a, Tensor b, Tensor? bias, bool half=False) -> Tensor");
   library.def("product_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   library.def("linear_backward(Tensor of_out, Tensor x, Tensor weight, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "sum_norm(Tensor x, Tensor y, Tensor weight, Tensor bias, float epsilon, int seed, int dropped)"
+      " -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "sum_norm_backward(Tensor of_out, Tensor sums, Tensor moments, Tensor weight) -> (Tensor, Tensor, Tensor)");
   library.def("column_sums(Tensor x) -> Tensor");
   library.def("mix(Tensor attention, Tensor values, int past) -> Tensor");
   library.def("mix_backward(Tensor of_out, Tensor attention, Tensor values, int past) -> (Tensor, Tensor)");
@@ -62,9 +76,15 @@ TORCH_LIBRARY_IMPL(merc, CPU, library) {
   library.impl("ends_backward", &merc::ends_backward);
   library.impl("attend_neighbours", &merc::attend_neighbours);
   library.impl("attend_neighbours_backward", &merc::attend_neighbours_backward);
+  library.impl("difference_norm", &merc::difference_norm);
+  library.impl("difference_norm_backward", &merc::difference_norm_backward);
+  library.impl("lambdas", &merc::lambdas);
+  library.impl("lambdas_backward", &merc::lambdas_backward);
   library.impl("product", &merc::product);
   library.impl("product_out", &merc::product_out);
   library.impl("linear_backward", &merc::linear_backward);
+  library.impl("sum_norm", &merc::sum_norm);
+  library.impl("sum_norm_backward", &merc::sum_norm_backward);
   library.impl("column_sums", &merc::column_sums);
   library.impl("mix", &merc::mix);
   library.impl("mix_backward", &merc::mix_backward);

@@ -115,14 +115,8 @@ inline Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tens
   return out;
 }
 
-// C = A B, where C may be a part of every row of something wider; of three dimensions one product after the other.
+// C = A B, where C may be a part of every row of something wider.
 inline void product_out(const Tensor& a, const Tensor& b, const Tensor& out) {
-  if (out.dim() == 3) {
-    TORCH_CHECK(a.dim() == 3 && b.dim() == 3 && a.size(0) == out.size(0) && b.size(0) == out.size(0),
-                "as many factors as products");
-    for (int64_t i = 0; i < out.size(0); ++i) product_out(a.select(0, i), b.select(0, i), out.select(0, i));
-    return;
-  }
   check_product(a, b);
   TORCH_CHECK(out.dim() == 2 && out.size(0) == a.size(0) && out.size(1) == b.size(1) && out.stride(1) == 1 && fits(out),
               "no place for the product of ", a.sizes(), " and ", b.sizes());

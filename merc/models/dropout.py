@@ -67,12 +67,26 @@ class _AddDropped(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        of_x, of_y, _ = ctx.needs_input_grad
-        x_dtype, y_dtype = ctx.dtypes
-        of_y_ND = None
-        if of_y:
-            of_y_ND = torch.ops.merc.dropout(gradient, *ctx.mask, y_dtype) if ctx.mask[1] else gradient.to(y_dtype)
-        return gradient.to(x_dtype) if of_x else None, of_y_ND, None
+        return *gradients_of_sum(gradient, ctx.needs_input_grad[:2], ctx.dtypes, ctx.mask), None
+
+
+def gradients_of_sum(
+    gradient: Tensor, wanted: tuple[bool, bool], dtypes: tuple[torch.dtype, torch.dtype], mask: tuple[int, int]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and y from that of x + dropout(y), by merc's operators.
+
+    Args:
+        gradient: of the sum.
+        wanted: which of them.
+        dtypes: of x and y.
+        mask: see :func:`merc.kernels.drops`.
+    """
+    of_x, of_y = None, None
+    if wanted[0]:
+        of_x = gradient.to(dtypes[0])
+    if wanted[1]:
+        of_y = torch.ops.merc.dropout(gradient, *mask, dtypes[1]) if mask[1] else gradient.to(dtypes[1])
+    return of_x, of_y
 
 
 def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:

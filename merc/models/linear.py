@@ -65,7 +65,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """X Wᵀ + b, as ``F.linear``, under autocast too: (..., I) → (..., O)."""
-    engine = _engine(x, weight_OI)
+    engine = engine_of(x, weight_OI)
     if engine is Engine.PYTORCH:
         return F.linear(x, weight_OI, bias_O)
     inputs = (x.flatten(0, -2), weight_OI, bias_O, engine, _dtype_of_product(x, weight_OI))
@@ -74,34 +74,12 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
 
 
 def product(x_NI: Tensor, weight_IO: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """X W, of a dtype or of the one that PyTorch gives it: (N, I) → (N, O)."""
-    engine = _engine(x_NI, weight_IO)
-    if engine is Engine.PYTORCH:
-        out_NO = _multiplied(x_NI, weight_IO)
-        return out_NO if dtype is None else out_NO.to(dtype)
-    dtype = dtype or _dtype_of_product(x_NI, weight_IO)
-    return cast(Tensor, _Product.apply(x_NI, weight_IO, engine, dtype))  # type: ignore[no-untyped-call]
-
-
-def multiply(a_HNI: Tensor, b_HIO: Tensor, out_HNO: Tensor) -> None:
-    """Write the products of H matrices where they belong; without a gradient."""
-    engine = _engine(a_HNI[0], b_HIO[0])
-    if engine is Engine.MERC:
-        torch.ops.merc.product_out(a_HNI, b_HIO, out_HNO)
-        return
-    for a_NI, b_IO, out_NO in zip(a_HNI, b_HIO, out_HNO, strict=True):
-        _multiply_by(engine, a_NI, b_IO, out_NO)
-
-
-def _multiply_by(engine: Engine, a_NI: Tensor, b_IO: Tensor, out_NO: Tensor) -> None:
-    if engine is Engine.ONEDNN and b_IO.is_contiguous():
-        out_NO.copy_(_times(a_NI, b_IO, engine, out_NO.dtype))
-    elif engine is Engine.ONEDNN:
-        out_NO.copy_(_times_transposed(a_NI, b_IO.T, engine, out_NO.dtype))
-    elif a_NI.dtype == b_IO.dtype == out_NO.dtype:
-        torch.mm(a_NI, b_IO, out=out_NO)
-    else:
-        out_NO.copy_(_multiplied(a_NI, b_IO))
+    """X W, of a dtype or of the one that PyTorch gives it, where no gradient is recorded: (N, I) → (N, O)."""
+    engine = engine_of(x_NI, weight_IO)
+    if engine is not Engine.PYTORCH:
+        return _times(x_NI, weight_IO, engine, dtype or _dtype_of_product(x_NI, weight_IO))
+    out_NO = _multiplied(x_NI, weight_IO)
+    return out_NO if dtype is None else out_NO.to(dtype)
 
 
 def ready_to_multiply(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -110,7 +88,7 @@ def ready_to_multiply(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     Weights stay in single precision where the products with the first of them take such.
     """
     (x,) = lower_precision(x)
-    return (x, *weights) if _engine(x, weights[0]) is Engine.MERC else (x, *lower_precision(*weights))
+    return (x, *weights) if engine_of(x, weights[0]) is Engine.MERC else (x, *lower_precision(*weights))
 
 
 def compiled_for_each_shape(device: torch.device) -> bool:
@@ -123,7 +101,7 @@ def compiled_for_each_shape(device: torch.device) -> bool:
     return engine is Engine.ONEDNN or (engine is Engine.PYTORCH and rounded)
 
 
-def _engine(x: Tensor, weight: Tensor) -> Engine:
+def engine_of(x: Tensor, weight: Tensor) -> Engine:
     """What computes a product on the CPU that is large enough, or of two precisions; PyTorch has all others."""
     dtypes = {x.dtype, weight.dtype}
     if x.device.type != "cpu" or plain_form() or not dtypes <= {torch.float32, torch.bfloat16}:
@@ -203,26 +181,6 @@ class _Linear(Function):
             _times(of_out_NO, weight_OI, ctx.engine, x_NI.dtype) if of_x else None,
             _times(of_out_NO.T, x_NI, ctx.engine, weight_OI.dtype) if of_weight else None,
             of_out_NO.sum(0, dtype=torch.float32) if of_bias else None,
-            None,
-            None,
-        )
-
-
-class _Product(Function):
-    @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_IO: Tensor, engine: Engine, dtype: torch.dtype) -> Tensor:
-        ctx.engine = engine
-        ctx.save_for_backward(x_NI, weight_IO)
-        return _times(x_NI, weight_IO, engine, dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, weight_IO = ctx.saved_tensors
-        of_x, of_weight, *_ = ctx.needs_input_grad
-        return (
-            _times_transposed(of_out_NO, weight_IO, ctx.engine, x_NI.dtype) if of_x else None,
-            _times(x_NI.T, of_out_NO, ctx.engine, weight_IO.dtype) if of_weight else None,
             None,
             None,
         )

@@ -10,18 +10,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.func import functional_call
 
 from merc.kernels import native, pytorch_alone
 from merc.kernels.library import loaded
 from merc.models.attention import attend
+from merc.models.difference_norm import difference_norm
 from merc.models.dropout import Masks, RandomBytes, add_dropped, apply_mask, dropout, keep_scale
 from merc.models.gelu_linear import Approximation, gelu_linear
-from merc.models.graphs.banded import Relations, attend_neighbours, attention_band, ends, mapped, mix, with_padding
+from merc.models.graphs import additive
+from merc.models.graphs.additive import Scores, attend_neighbours
+from merc.models.graphs.banded import attention_band, ends, mix
 from merc.models.graphs.neighbourhood import Neighbourhood, Relation, relation_graphs
 from merc.models.head_norm import head_norm_gelu
+from merc.models.lambdas import lambdas
+from merc.models.linear import Engine
+from merc.models.sum_norm import SumNorm
 from tests.models.test_banded import HEADS, any_graph, batch_of, doubles
 
 pytestmark = pytest.mark.skipif(not loaded(), reason="there is no C++ compiler")
+
+MULTIPLIES_BFLOAT16 = loaded() and torch.ops.merc.multiplies_bfloat16()
 
 
 def assert_close(ours: Tensor, expected: Tensor) -> None:
@@ -58,16 +67,59 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize("dim", [4, 5, 16, 35, 70])
 def test_norm_and_gelu(threads: int, rows: int, dim: int) -> None:
     torch.manual_seed(0)
-    assert_agree(head_norm_gelu, 3 * doubles(rows, 3, dim).detach().requires_grad_(), doubles(3, dim), doubles(3, dim))
+    rows_NF = (3 * doubles(rows, 3 * dim).detach()).requires_grad_()
+    assert_agree(head_norm_gelu, rows_NF, doubles(3, dim), doubles(3, dim))
 
 
 def test_a_scaled_norm() -> None:
     torch.manual_seed(0)
-    inputs = (doubles(7, 3, 35), doubles(3, 35), doubles(3, 35))
+    inputs = (doubles(7, 3 * 35), doubles(3, 35), doubles(3, 35))
     assert_agree(lambda x, w, b: head_norm_gelu(x, w, b, scale=0.3), *inputs)
     torch.testing.assert_close(
         head_norm_gelu(*inputs, scale=0.3), head_norm_gelu(inputs[0], *(0.3 * x for x in inputs[1:]))
     )
+
+
+def layer_norm_of_sum(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
+    """:class:`SumNorm` with this weight and bias."""
+    norm = SumNorm(x.shape[1])
+    return functional_call(norm, {"weight": weight, "bias": bias}, (x, y, dropout))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("dim", [4, 5, 16, 35, 70])
+def test_norm_of_a_sum(threads: int, rows: int, dim: int) -> None:
+    torch.manual_seed(0)
+    assert_agree(layer_norm_of_sum, doubles(rows, dim), doubles(rows, dim), doubles(dim), doubles(dim))
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("y_dtype", [torch.float32, torch.bfloat16])
+def test_a_normed_sum_has_the_gradients_of_the_sum(x_dtype: torch.dtype, y_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, y = (torch.randn(40, 35, dtype=dtype, requires_grad=True) for dtype in (x_dtype, y_dtype))
+    affine, weights = (torch.rand(35) + 0.5, torch.randn(35)), torch.randn(40, 35)
+    torch.manual_seed(1)
+    ours = layer_norm_of_sum(x, y, *affine, 0.25)
+    torch.manual_seed(1)
+    sums = add_dropped(x, y, 0.25)
+    expected = torch.nn.functional.layer_norm(sums.float(), (35,), *affine)
+    assert ours.dtype == sums.dtype
+    rounding = {"atol": 2e-5, "rtol": 2e-4} if sums.dtype == torch.float32 else {"atol": 0.02, "rtol": 0.01}
+    torch.testing.assert_close(ours.float(), expected, **rounding)
+    gradients = (torch.autograd.grad((out * weights).sum(), [x, y]) for out in (ours, expected))
+    for gradient, other in zip(*gradients, strict=True):
+        assert gradient.dtype == other.dtype
+        atol, rtol = (2e-5, 2e-4) if gradient.dtype == torch.float32 else (0.03, 0.01)
+        torch.testing.assert_close(gradient, other, atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("width", [4, 5, 16, 35])
+def test_norm_of_a_difference(threads: int, rows: int, width: int) -> None:
+    torch.manual_seed(0)
+    inputs = doubles(rows, 2 * HEADS, width), torch.tensor(0.4, dtype=torch.float64).requires_grad_(), doubles(width)
+    assert_agree(lambda x, share, w: difference_norm(x, share, w, 1e-5, scale=0.7), *inputs)
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
@@ -126,26 +178,60 @@ def test_attention_among_neighbours(
 ) -> None:
     torch.manual_seed(0)
     graph = relation_graphs(batch_of(dialogues, padded), *window, self_loops)["inter_speaker"]
-    maps, width = HEADS * (2 if difference else 1), 20
-    others = [doubles(maps, 5), doubles(HEADS, len(Relation), 5)] * relational + [doubles(HEADS)] * difference
+    for heads, in_dim, out_dim in ((HEADS, 20, 12), (1, 20, 12), (1, 12, 20)):  # the map first, or the sum
+        maps = heads * (2 if difference else 1)
+        vectors_MS = doubles(maps, 2 * heads * out_dim // maps + 5 * relational)
+        others = [doubles(heads, len(Relation), 5)] * relational + [doubles(heads)] * difference
 
-    def received(values_NI: Tensor, vectors_M2C: Tensor, *others: Tensor) -> Tensor:
-        relations = Relations(*others[:2]) if relational else None
-        coefficients_H = others[-1] if difference else None
-        values_NI = values_NI if padded else values_NI.T.contiguous().T  # however the rows lie
-        return attend_neighbours(values_NI, vectors_M2C, relations, coefficients_H, graph, dropout=0.0)
+        def received(x_NI: Tensor, weight_HID: Tensor, vectors_MS: Tensor, *others: Tensor) -> Tensor:
+            scores = Scores(vectors_MS, others[0] if relational else None)
+            coefficients_H = others[-1] if difference else None
+            x_NI = x_NI if padded else x_NI.T.contiguous().T  # however the rows lie
+            return attend_neighbours(x_NI, weight_HID, scores, coefficients_H, graph, dropout=0.0)
 
-    for channels in (width, width // maps):  # of whole rows, or of the part of each map
-        assert_agree(received, doubles(graph.neighbourhood.rows, width), doubles(maps, 2, channels), *others)
+        x_NI, weight_HID = doubles(graph.neighbourhood.rows, in_dim), doubles(heads, in_dim, out_dim)
+        assert_agree(received, x_NI, (weight_HID.detach() / 5).requires_grad_(), vectors_MS, *others)
 
 
-def test_maps_that_share_a_table_of_relations() -> None:
+@pytest.mark.parametrize("heads", [HEADS, 1])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("engine", [Engine.MERC, Engine.PYTORCH])
+def test_whatever_multiplies_the_rows_of_a_graph(
+    monkeypatch: pytest.MonkeyPatch, threads: int, engine: Engine, padded: bool, heads: int
+) -> None:
+    monkeypatch.setattr(additive, "engine_of", lambda x, weight: engine)
+    torch.manual_seed(0)
+    graph = relation_graphs(batch_of([[0, 1, 0, 0, 2], [1], [0, 0, 1] * 4], padded), 2, 3)["inter_speaker"]
+    rows, coefficients_H = graph.neighbourhood.rows, torch.full((heads,), 0.5)
+    inputs = doubles(rows, 20), (doubles(heads, 20, 12).detach() / 5).requires_grad_(), doubles(2 * heads, 12)
+    assert_agree(lambda x, w, v: attend_neighbours(x, w, Scores(v), coefficients_H.to(x.dtype), graph, 0.0), *inputs)
+    if engine is Engine.MERC and not MULTIPLIES_BFLOAT16:
+        return
+    halves = torch.bfloat16, torch.bfloat16 if engine is Engine.PYTORCH else torch.float32
+    exact = [x.detach().to(dtype).double().requires_grad_() for x, dtype in zip(inputs[:2], halves, strict=True)]
+    half = [x.detach().to(dtype).requires_grad_() for x, dtype in zip(exact, halves, strict=True)]
+    scores = Scores(inputs[2].detach().float() / 4)
+    ours = attend_neighbours(*half, scores, coefficients_H, graph, 0.0)
+    expected = attend_neighbours(*exact, Scores(scores.vectors.double()), coefficients_H.double(), graph, 0.0)
+    gradients = (torch.autograd.grad(out.sum(), both) for out, both in ((ours, half), (expected, exact)))
+    for one, other in ((ours, expected), *zip(*gradients, strict=True)):
+        assert (one.double() - other).abs().max() < 0.03 * other.abs().max()
+
+
+def test_maps_that_share_a_table_of_relations(threads: int) -> None:
     torch.manual_seed(0)
     graph = relation_graphs(batch_of([[0, 1, 0, 0, 2]]), 2, 1)["inter_speaker"]
     assert_agree(
-        lambda x, a, v, t: attend_neighbours(x, a, Relations(v, t), None, graph, dropout=0.0),
-        *(doubles(5, 7), doubles(3, 2, 7), doubles(3, 10), doubles(1, 6, 10)),
+        lambda x, w, v, t: attend_neighbours(x, w, Scores(v, t), None, graph, dropout=0.0),
+        *(doubles(5, 7), doubles(3, 7, 4), doubles(3, 2 * 4 + 10), doubles(1, 6, 10)),
     )
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (3, 2, 40)])
+def test_lambdas(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    inputs = [(0.3 * doubles(*shape).detach()).requires_grad_() for _ in range(2)]
+    assert_agree(lambda left, right: lambdas(left, right, 0.2)[None], *inputs)
 
 
 of_any_band = given(
@@ -186,20 +272,6 @@ def test_sums_of_bfloat16_are_those_of_single_precision(
         results.append([x.float() for x in (out, gradients[0] * graph.connected[:, :, None], gradients[1])])
     for single, half in zip(*results, strict=True):
         torch.testing.assert_close(half, single, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_sums_through_the_map_of_each_head(threads: int, padded: bool) -> None:
-    torch.manual_seed(0)
-    graph = relation_graphs(batch_of([[0, 1, 0, 0, 2], [1], [0, 0, 1] * 4], padded), past=2, future=3)["inter_speaker"]
-    hood = graph.neighbourhood
-    inputs = doubles(hood.count, hood.size, HEADS, hood.width), doubles(hood.rows, 6), doubles(HEADS, 6, 4)
-
-    def received(attention: Tensor, values_NI: Tensor, weight_HID: Tensor) -> Tensor:
-        sums_NHI = mix(attention * graph.connected[:, :, None], values_NI, hood)
-        return mapped(with_padding(sums_NHI, values_NI, graph), weight_HID)
-
-    assert_agree(received, *inputs)
 
 
 @settings(max_examples=40, deadline=None)
@@ -303,24 +375,31 @@ def functions_with_dropout() -> dict[str, tuple[Callable[..., Tensor], list[Tens
     torch.manual_seed(0)
     batch = batch_of([[0, 1] * 40, [0], [0, 1, 2] * 5])
     graph = relation_graphs(batch, 5, 4)["intra_speaker"]
-    rows, units = batch.rows, torch.eye(batch.rows)[:, None].expand(-1, HEADS, -1)
+    rows, units, halves = batch.rows, torch.eye(batch.rows), torch.full((HEADS,), 0.5)
     maps = [torch.randn(rows, 2 * HEADS, 5) for _ in range(2)]
     return {
         "rows": (lambda p, x: dropout(x, p), [torch.randn(rows, 35)]),
         "sum": (lambda p, x: add_dropped(torch.zeros_like(x), x, p), [torch.randn(rows, 35)]),
         "norm": (
             lambda p, x: head_norm_gelu(x, torch.ones(HEADS, 35), torch.ones(HEADS, 35), p),
-            [torch.randn(rows, HEADS, 35)],
+            [torch.randn(rows, HEADS * 35)],
+        ),
+        "normed sum": (
+            lambda p, x: layer_norm_of_sum(torch.zeros_like(x), x, torch.ones(35), torch.zeros(35), p),
+            [torch.randn(rows, 35)],
         ),
         "gelu": (
             lambda p, x: gelu_linear(x, torch.eye(35), torch.zeros(35), p, "tanh", 1.5),
             [torch.randn(rows, 35)],
         ),
         "neighbours": (
-            lambda p, v: attend_neighbours(torch.eye(rows), v, None, torch.full((HEADS,), 0.5), graph, p),
-            [torch.randn(2 * HEADS, 2, rows)],
+            lambda p, v: attend_neighbours(units, units.repeat(HEADS, 1, 1), Scores(v), halves, graph, p),
+            [torch.randn(2 * HEADS, rows)],
         ),
-        "utterances": (lambda p, q, k: attend(q, k, units, batch, p, difference=True), maps),
+        "utterances": (
+            lambda p, q, k: attend(q, k, units[:, None].expand(-1, HEADS, -1), batch, p, difference=True),
+            maps,
+        ),
     }
 
 
@@ -345,7 +424,7 @@ def test_dropout_inside_an_operator_drops_single_entries_of_value_and_gradient(n
     assert not torch.equal(function(0.25, *inputs), dropped)
 
 
-@pytest.mark.parametrize("name", ["rows", "sum", "norm", "gelu"])
+@pytest.mark.parametrize("name", ["rows", "sum", "norm", "normed sum", "gelu"])
 def test_everything_may_be_dropped(name: str) -> None:
     function, inputs = functions_with_dropout()[name]
     assert not function(1.0, *inputs).any()
@@ -355,11 +434,13 @@ def test_nan_is_not_hidden() -> None:
     batch = batch_of([[0, 1, 0, 1]])
     graph = relation_graphs(batch, 1, 1)["inter_speaker"]
     nan = torch.full((4, HEADS, 2), float("nan"))
-    vectors_M2C = torch.full((HEADS, 2, 4), float("nan"))
-    assert attend_neighbours(torch.eye(4), vectors_M2C, None, None, graph, 0.0).isnan().all()
+    scores = Scores(torch.full((HEADS, 8), float("nan")))
+    assert attend_neighbours(torch.eye(4), torch.ones(HEADS, 4, 4), scores, None, graph, 0.0).isnan().all()
     assert attend(nan, nan, nan, batch, 0.0).isnan().all()
-    assert head_norm_gelu(nan, torch.ones(HEADS, 2), torch.ones(HEADS, 2)).isnan().all()
+    assert head_norm_gelu(nan.flatten(1), torch.ones(HEADS, 2), torch.ones(HEADS, 2)).isnan().all()
     assert dropout(nan, 0.5).isnan().all()
+    assert difference_norm(nan, torch.tensor(0.5), torch.ones(2), 1e-5, 1.0).isnan().all()
+    assert layer_norm_of_sum(nan[:, 0], nan[:, 0], torch.ones(2), torch.ones(2)).isnan().all()
     infinite = torch.full((4, HEADS, 2), 1e30)
     assert attend(infinite, -infinite, infinite, batch, 0.0).isnan().all()
 
@@ -401,17 +482,26 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         lambda: attend(x, x[:3], x, batch, 0.0),
         lambda: ends(x, torch.zeros(1, 2, 6)),
         lambda: ends(x, torch.zeros(HEADS, 2, 5)),
-        lambda: head_norm_gelu(x, torch.zeros(HEADS, 5), torch.zeros(HEADS, 5)),
-        lambda: attend_neighbours(torch.zeros(99, 6), torch.zeros(HEADS, 2, 6), None, None, graph, 0.0),
-        lambda: attend_neighbours(torch.zeros(4, 6), torch.zeros(HEADS, 2, 5), None, None, graph, 0.0),
+        lambda: head_norm_gelu(x.flatten(1), torch.zeros(HEADS, 5), torch.zeros(HEADS, 5)),
         *(
-            partial(attend_neighbours, torch.zeros(4, 6), torch.zeros(3, 2, 6), Relations(*shapes), None, graph, 0.0)
-            for shapes in (
-                (torch.zeros(3, 10), torch.zeros(2, 6, 10)),
-                (torch.zeros(3, 10), torch.zeros(3, 6, 9)),
-                (torch.zeros(2, 10), torch.zeros(2, 6, 10)),
+            partial(attend_neighbours, rows, torch.zeros(3, 6, 4), Scores(*scores), None, graph, 0.0)
+            for rows, *scores in (
+                (torch.zeros(99, 6), torch.zeros(3, 8)),
+                (torch.zeros(4, 5), torch.zeros(3, 8)),
+                (torch.zeros(4, 6), torch.zeros(3, 7)),
+                (torch.zeros(4, 6), torch.zeros(3, 10)),
+                (torch.zeros(4, 6), torch.zeros(2, 8)),
+                (torch.zeros(4, 6), torch.zeros(3, 18), torch.zeros(2, 6, 10)),
+                (torch.zeros(4, 6), torch.zeros(3, 18), torch.zeros(3, 6, 9)),
             )
         ),
+        lambda: layer_norm_of_sum(x[:, 0], x[:3, 0], torch.zeros(6), torch.zeros(6)),
+        lambda: layer_norm_of_sum(x[:, 0], x[:, 0], torch.zeros(6), torch.zeros(5)),
+        lambda: difference_norm(x[:, :1], torch.tensor(0.5), torch.zeros(6), 1e-5, 1.0),
+        lambda: difference_norm(x, torch.tensor(0.5), torch.zeros(5), 1e-5, 1.0),
+        lambda: difference_norm(x, torch.zeros(2), torch.zeros(6), 1e-5, 1.0),
+        lambda: lambdas(torch.zeros(3, 4), torch.zeros(3, 4), 0.0),
+        lambda: lambdas(torch.zeros(2, 4), torch.zeros(2, 3), 0.0),
         lambda: mix(torch.zeros(1, 8, HEADS, 10), torch.zeros(9, 3), graph.neighbourhood),
     ]
     for call in wrong:
@@ -429,11 +519,14 @@ def test_nothing_is_drawn_where_nothing_is_dropped() -> None:
 def test_parameters_may_be_of_lower_precision() -> None:
     torch.manual_seed(0)
     x, weight, vectors = torch.randn(5, HEADS, 8), torch.randn(HEADS, 8), torch.randn(HEADS, 2, 8)
-    assert head_norm_gelu(x, weight.bfloat16(), weight.bfloat16()).isfinite().all()
+    assert head_norm_gelu(x.flatten(1), weight.bfloat16(), weight.bfloat16()).isfinite().all()
     assert ends(1 * x, vectors.bfloat16())[0].isfinite().all()
     graph = relation_graphs(batch_of([[0, 1, 0, 1, 1]]), 1, 1)["inter_speaker"]
-    relations = Relations(torch.randn(HEADS, 10).bfloat16(), torch.randn(1, 6, 10))
-    assert attend_neighbours(x[:, 0], vectors.bfloat16(), relations, None, graph, 0.0).isfinite().all()
+    scores = Scores(torch.randn(HEADS, 2 * 8 + 10).bfloat16(), torch.randn(1, 6, 10))
+    assert attend_neighbours(x[:, 0], torch.randn(HEADS, 8, 8), scores, None, graph, 0.0).isfinite().all()
+    assert lambdas(vectors.bfloat16(), vectors, 0.1).isfinite().all()
+    assert difference_norm(x, torch.tensor(0.5).bfloat16(), weight[0].bfloat16(), 1e-5, 1.0).isfinite().all()
+    assert layer_norm_of_sum(x[:, 0], x[:, 1], weight[0].bfloat16(), weight[1].bfloat16()).isfinite().all()
 
 
 def test_bfloat16_is_close() -> None:
@@ -444,14 +537,23 @@ def test_bfloat16_is_close() -> None:
     x_NHD, weight_HD, score_N42 = (torch.randn(*shape) for shape in ((81, HEADS, 40), (HEADS, 40), (81, 4, 2)))
     affine = torch.randn(6, HEADS * 40) / 4, torch.randn(6)
     vectors_42C, band = torch.randn(4, 2, 20), attention_band(score_N42, None, torch.ones(HEADS), graph, 0.0)
+
+    def neighbours(weight_HID: Tensor, scores: Scores, x_NHD: Tensor) -> Tensor:
+        ones_H = torch.ones(len(weight_HID))
+        return attend_neighbours(x_NHD.flatten(1), weight_HID.to(x_NHD.dtype), scores, ones_H, graph, 0.0)
+
     functions: list[Callable[[Tensor], Tensor]] = [
-        lambda x: head_norm_gelu(x, weight_HD, weight_HD),
+        lambda x: head_norm_gelu(x.flatten(1), weight_HD, weight_HD),
+        lambda x: difference_norm(x, torch.tensor(0.3), weight_HD[0], 1e-5, 0.7),
+        lambda x: layer_norm_of_sum(x[:, 0], x[:, 1], weight_HD[0], weight_HD[1]),
         lambda x: gelu_linear(x.flatten(1), *(y.to(x.dtype) for y in affine), 0.0, "tanh", 1.5),
         lambda x: ends(1 * x, vectors_42C)[0],
         lambda x: ends(1 * x, vectors_42C)[1] * 2,
         lambda x: mix(band, x.flatten(1), hood),
-        lambda x: attend_neighbours(x.flatten(1), vectors_42C / 2, None, torch.ones(HEADS), graph, 0.0),
-        lambda x: attend_neighbours(x.flatten(1), vectors_42C.repeat(1, 1, 4) / 8, None, torch.ones(HEADS), graph, 0.0),
+        *(
+            partial(neighbours, weight, Scores(torch.randn(2 * len(weight), 40) / 8))
+            for weight in (torch.randn(HEADS, HEADS * 40, 40) / 9, torch.randn(1, HEADS * 40, 40) / 9)
+        ),
         lambda x: attend(x / 4, x, x, batch, 0.0),
         lambda x: dropout(x, 1 / 256),
     ]

@@ -10,13 +10,17 @@ from torch.func import vmap
 from merc.data.conversation import ConversationBatch
 from merc.models import linear as linear_module
 from merc.models.attention import attend
+from merc.models.difference_norm import difference_norm
 from merc.models.dropout import add_dropped, dropout
 from merc.models.gelu_linear import gelu_linear
-from merc.models.graphs.banded import Relations, attend_neighbours, ends, mapped, mix, with_padding
+from merc.models.graphs.additive import Scores, attend_neighbours
+from merc.models.graphs.banded import ends, mix
 from merc.models.graphs.neighbourhood import Relation, relation_graphs
 from merc.models.head_norm import head_norm_gelu
-from merc.models.linear import Engine, linear, product
+from merc.models.lambdas import lambdas
+from merc.models.linear import Engine, linear
 from merc.models.plain import plain_form
+from merc.models.sum_norm import SumNorm
 from tests.models.test_linear import OURS
 
 LENGTHS = (5, 1, 9, 4)
@@ -52,12 +56,11 @@ def test_linear_maps(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     torch.manual_seed(0)
     x, weight, bias = (numbers(*shape).detach().float().requires_grad_() for shape in ((N, 3), (4, 3), (4,)))
     assert_forms_agree(linear, x, weight, bias)
-    assert_forms_agree(product, x, weight.transpose(1, 2).detach().requires_grad_())
 
 
 def test_head_norm() -> None:
     torch.manual_seed(0)
-    inputs = numbers(N, HEADS, DIM), numbers(HEADS, DIM), numbers(HEADS, DIM)
+    inputs = numbers(N, HEADS * DIM), numbers(HEADS, DIM), numbers(HEADS, DIM)
     assert_forms_agree(lambda x, w, b: head_norm_gelu(x, w, b, scale=0.5), *inputs)
 
 
@@ -81,21 +84,40 @@ def test_ends_of_scores(maps: int) -> None:
 @pytest.mark.parametrize("self_loops", [True, False])
 @pytest.mark.parametrize("relations", [True, False])
 @pytest.mark.parametrize("difference", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
 def test_attention_among_neighbours(
-    make_batch: Callable[..., ConversationBatch], self_loops: bool, relations: bool, difference: bool
+    make_batch: Callable[..., ConversationBatch], self_loops: bool, relations: bool, difference: bool, padded: bool
 ) -> None:
     torch.manual_seed(0)
-    graph = relation_graphs(make_batch(LENGTHS), past=2, future=3, self_loops=self_loops)["intra_speaker"]
-    maps = HEADS * (1 + difference)
-    others = [numbers(maps, 5), numbers(1, len(Relation), 5)] * relations + [numbers(HEADS)] * difference
+    batch = make_batch(LENGTHS).with_padding(speaker=3) if padded else make_batch(LENGTHS)
+    graph = relation_graphs(batch, past=2, future=3, self_loops=self_loops)["intra_speaker"]
+    for heads, in_dim in ((HEADS, DIM), (1, 3 * DIM)):
+        maps = heads * (1 + difference)
+        vectors_MS = numbers(maps, 2 * heads * 2 * DIM // maps + 5 * relations)
+        others = [numbers(1, len(Relation), 5)] * relations + [numbers(heads)] * difference
 
-    def received(values_NI: Tensor, vectors_M2C: Tensor, *others: Tensor) -> Tensor:
-        of_relations = Relations(*others[:2]) if relations else None
-        coefficients_H = others[-1] if difference else None
-        return attend_neighbours(values_NI, vectors_M2C, of_relations, coefficients_H, graph, dropout=0.0)
+        def received(x_NI: Tensor, weight_HID: Tensor, vectors_MS: Tensor, *others: Tensor) -> Tensor:
+            scores = Scores(vectors_MS, others[0] if relations else None)
+            return attend_neighbours(x_NI, weight_HID, scores, others[-1] if difference else None, graph, dropout=0.0)
 
-    for channels in (DIM * 2, DIM * 2 // maps):
-        assert_forms_agree(received, numbers(N, DIM * 2), numbers(maps, 2, channels), *others)
+        x_NI, weight_HID = numbers(batch.rows, in_dim), numbers(heads, in_dim, 2 * DIM)
+        assert_forms_agree(received, x_NI, weight_HID, vectors_MS, *others)
+
+
+def test_norm_of_a_difference() -> None:
+    torch.manual_seed(0)
+    inputs = numbers(N, 2 * HEADS, DIM), numbers(), numbers(DIM)
+    assert_forms_agree(lambda x, share, w: difference_norm(x, share, w, 1e-5, scale=0.7), *inputs)
+
+
+def test_norm_of_a_sum() -> None:
+    torch.manual_seed(0)
+    assert_forms_agree(SumNorm(DIM).double(), numbers(N, DIM), numbers(N, DIM))
+
+
+def test_lambdas() -> None:
+    torch.manual_seed(0)
+    assert_forms_agree(lambda left, right: lambdas(left, right, 0.2), numbers(HEADS, 2, DIM), numbers(HEADS, 2, DIM))
 
 
 def test_sums_over_a_band(make_batch: Callable[..., ConversationBatch]) -> None:
@@ -105,21 +127,6 @@ def test_sums_over_a_band(make_batch: Callable[..., ConversationBatch]) -> None:
     attention = numbers(hood.count, hood.size, HEADS, hood.width)
     # What lies behind the last row belongs to nobody.
     assert_forms_agree(lambda a, v: mix(a * graph.connected[:, :, None], v, hood), attention, numbers(N, DIM))
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_sums_through_the_map_of_each_head(make_batch: Callable[..., ConversationBatch], padded: bool) -> None:
-    torch.manual_seed(0)
-    batch = make_batch(LENGTHS).with_padding(speaker=3) if padded else make_batch(LENGTHS)
-    graph = relation_graphs(batch, past=2, future=3)["inter_speaker"]
-    hood = graph.neighbourhood
-    attention = numbers(hood.count, hood.size, HEADS, hood.width)
-
-    def received(attention: Tensor, values_NI: Tensor, weight_HID: Tensor) -> Tensor:
-        sums_NHI = mix(attention * graph.connected[:, :, None], values_NI, hood)
-        return mapped(with_padding(sums_NHI, values_NI, graph), weight_HID)
-
-    assert_forms_agree(received, attention, numbers(batch.rows, DIM), numbers(HEADS, DIM, 4))
 
 
 @pytest.mark.parametrize("difference", [False, True])

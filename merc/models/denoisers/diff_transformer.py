@@ -1,7 +1,5 @@
 """The Differential Transformer as a denoiser (Ye et al., ICLR 2025, arXiv:2410.05258)."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +7,9 @@ from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
 from merc.models.attention import attend, attention_weights
 from merc.models.denoisers.transformer import PositionedLayers, TransformerLayer
+from merc.models.difference_norm import difference_norm
 from merc.models.dropout import Dropout
+from merc.models.lambdas import initial_lambda, lambdas
 from merc.models.linear import Linear
 from merc.models.precision import at_least_single
 
@@ -41,19 +41,18 @@ class DiffAttention(nn.Module):
         self.heads = heads
         self.dropout = Dropout(dropout)
         self.window = window
-        self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * (depth - 1))
+        self.lambda_init = initial_lambda(depth - 1)
         self.query_key_value = Linear(hidden_dim, 3 * hidden_dim)
         width = hidden_dim // (2 * heads)
         self.scale = width**-0.5
         self.lambda_query = nn.Parameter(0.1 * torch.randn(2, width))
         self.lambda_key = nn.Parameter(0.1 * torch.randn(2, width))
-        self.norm = nn.RMSNorm(2 * width, eps=1e-5)
+        self.norm = nn.RMSNorm(2 * width, eps=1e-5)  # its weight and ε, by which `difference_norm` norms
         self.output = Linear(hidden_dim, hidden_dim)
 
     def coefficient(self) -> Tensor:
         """Scalar λ, the share of the second map that is taken away."""
-        first, second = (self.lambda_query * self.lambda_key).sum(-1).exp()
-        return first - second + self.lambda_init
+        return lambdas(self.lambda_query, self.lambda_key, self.lambda_init)
 
     def forward(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:
         """(N, D) → (N, D)."""
@@ -63,9 +62,8 @@ class DiffAttention(nn.Module):
         attended_NMV = attend(
             query_NMQ, key_NMQ, value_NMV, batch, self.dropout.rate, scale=self.scale, window=self.window
         )
-        first_NHV, second_NHV = at_least_single(attended_NMV).chunk(2, dim=1)
-        heads_NHV = (1 - self.lambda_init) * self.norm(first_NHV - self.coefficient() * second_NHV)
-        out_ND: Tensor = self.output(heads_NHV.flatten(1))
+        norm = (self.norm.weight, self.norm.eps or 0.0, 1 - self.lambda_init)
+        out_ND: Tensor = self.output(difference_norm(attended_NMV, self.coefficient(), *norm))
         return out_ND
 
     def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:

@@ -5,7 +5,6 @@ receiving rows with K candidates each. H heads share the rows; M maps of attenti
 the maps are subtracted.
 """
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,10 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from merc.kernels import drops, native
+from merc.kernels import native
 from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph
-from merc.models.linear import multiply
-from merc.models.plain import plain_form
 from merc.models.precision import at_least_single
 
 SLOPE = 0.2
@@ -54,88 +51,6 @@ class _Ends(Function):
             of_z_LHD = of_z_LHD.clone(memory_format=torch.contiguous_format)
         of_vectors_M2C = torch.ops.merc.ends_backward(of_ends_LM2, of_z_LHD, *ctx.saved_tensors)
         return of_z_LHD, of_vectors_M2C
-
-
-@dataclass(frozen=True)
-class Relations:
-    """What the relation of an edge adds to its score: ⟨vector of the map, vector of the relation⟩.
-
-    Attributes:
-        vectors: (M, V), one for each map.
-        tables: (T, R, V), a vector for each kind of relation; map m reads table m·T/M.
-    """
-
-    vectors: Tensor
-    tables: Tensor
-
-    def scores(self) -> Tensor:
-        """(M, R) of each map and kind of relation."""
-        tables_MRV = self.tables.repeat_interleave(len(self.vectors) // len(self.tables), 0)
-        return (tables_MRV @ self.vectors[..., None]).squeeze(-1)
-
-
-def attend_neighbours(
-    values_NI: Tensor,
-    vectors_M2C: Tensor,
-    relations: Relations | None,
-    coefficients_H: Tensor | None,
-    graph: RelationGraph,
-    dropout: float,
-) -> Tensor:
-    """Sum of the sources' values, weighted by :func:`attention_band` of scores that hang on the values: (N, H, I).
-
-    Args:
-        values_NI: the same for all heads.
-        vectors_M2C: inner products with them are the receiving and the source end of a score of M maps. The maps see
-            whole rows, C = I, or share out their channels, M·C = I.
-        relations: what relations add to scores; None: they do not matter.
-        coefficients_H: see :func:`attention_band`.
-        graph: where there are edges.
-        dropout: see :func:`attention_band`.
-    """
-    of_relations = (None, None) if relations is None else (relations.vectors, relations.tables)
-    parameters = (vectors_M2C, coefficients_H, *of_relations)
-    if native(values_NI, *parameters):
-        singles = (x if x is None else at_least_single(x) for x in parameters)
-        return cast(Tensor, _AttendNeighbours.apply(values_NI, *singles, graph, dropout))  # type: ignore[no-untyped-call]
-    if vectors_M2C.shape[2] == values_NI.shape[1]:
-        ends_NM2 = torch.einsum("ni,mei->nme", values_NI, vectors_M2C.to(values_NI.dtype))
-    else:
-        ends_NM2, _ = ends(values_NI[:, None], vectors_M2C)
-    relation_MR = None if relations is None else relations.scores()
-    attention = attention_band(ends_NM2, relation_MR, coefficients_H, graph, dropout)
-    return mix(attention, values_NI, graph.neighbourhood)
-
-
-class _AttendNeighbours(Function):
-    """One operator, not one for each step: to call one takes as long as a small product.
-
-    The attention of heads is kept for the backward pass, that of maps is computed again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        values_NI: Tensor,
-        vectors_M2C: Tensor,
-        coefficients_H: Tensor | None,
-        relation_vectors_MV: Tensor | None,
-        relation_tables_TRV: Tensor | None,
-        graph: RelationGraph,
-        dropout: float,
-    ) -> Tensor:
-        inputs = (values_NI, vectors_M2C, coefficients_H, relation_vectors_MV, relation_tables_TRV)
-        kinds = [int(kind) for kind in graph.kinds]
-        ctx.rest = (graph.connected, graph.neighbourhood.past, kinds, SLOPE, *drops(dropout))
-        out_NHI, attention, ends_NM2 = torch.ops.merc.attend_neighbours(*inputs, *ctx.rest)
-        ctx.save_for_backward(attention, ends_NM2, *inputs)
-        return cast(Tensor, out_NHI)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_NHI: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = torch.ops.merc.attend_neighbours_backward(gradient_NHI, *ctx.saved_tensors, *ctx.rest)
-        return *gradients, None, None
 
 
 def attention_band(
@@ -203,48 +118,12 @@ class _Mix(Function):
 
 
 def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
-    """Sum of the sources' values, those of :func:`mix`, also for padding: (N, H, D)."""
-    return with_padding(mix(attention, values_ND, graph.neighbourhood), values_ND, graph)
+    """Sum of the sources' values, those of :func:`mix`: (N, H, D).
 
-
-def with_padding(sums_NHD: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
-    """What all rows receive, (N, H, D), those of padding the mean of their dialogue: a softmax over nothing is uniform.
-
-    Args:
-        sums_NHD: what all rows receive along their edges, of which padding has none.
-        values_ND: from these.
-        graph: whose batch may have padding.
+    A row of padding has no edges; it receives the mean of its dialogue, since a softmax over nothing is uniform.
     """
-    batch = graph.batch
+    batch, sums_NHD = graph.batch, mix(attention, values_ND, graph.neighbourhood)
     if batch.present is None:
         return sums_NHD
     means_ND = batch.pad(values_ND).mean(1)[batch.dialogues]
     return torch.where(batch.present[:, None, None], sums_NHD, means_ND[:, None])
-
-
-def mapped(x_NHI: Tensor, weight_HID: Tensor) -> Tensor:
-    """Every head's rows through its own linear map: (N, H, D)."""
-    if plain_form():
-        return torch.einsum("nhi,hid->nhd", x_NHI, weight_HID)
-    return cast(Tensor, _Mapped.apply(x_NHI, weight_HID))  # type: ignore[no-untyped-call]
-
-
-class _Mapped(Function):
-    """Every head's rows through its own linear map, without a copy of the rows or of the results."""
-
-    @staticmethod
-    def forward(ctx: Any, x_NHI: Tensor, weight_HID: Tensor) -> Tensor:
-        ctx.save_for_backward(x_NHI, weight_HID)
-        out_NHD = x_NHI.new_empty(*x_NHI.shape[:2], weight_HID.shape[2])
-        multiply(x_NHI.transpose(0, 1), weight_HID, out_NHD.transpose(0, 1))
-        return out_NHD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_out_NHD: Tensor) -> tuple[Tensor, Tensor]:
-        x_NHI, weight_HID = ctx.saved_tensors
-        of_x_NHI, of_weight_HID = torch.empty_like(x_NHI), weight_HID.new_empty(weight_HID.shape)
-        of_out_HND = of_out_NHD.transpose(0, 1)
-        multiply(of_out_HND, weight_HID.mT, of_x_NHI.transpose(0, 1))
-        multiply(x_NHI.permute(1, 2, 0), of_out_HND, of_weight_HID)
-        return of_x_NHI, of_weight_HID

@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from merc.data.conversation import ConversationBatch
-from merc.models.dropout import Dropout, add_dropped
+from merc.models.dropout import Dropout
 from merc.models.gelu_linear import GeluLinear
 from merc.models.graphs.banded import SLOPE, ends, mix
 from merc.models.graphs.neighbourhood import Neighbourhood, window_mask
 from merc.models.graphs.relational import xavier
 from merc.models.linear import Linear
 from merc.models.stages import Rows
+from merc.models.sum_norm import SumNorm
 
 DIRECTIONS = 3  # past, same utterance, future
 
@@ -43,7 +44,7 @@ class CrossModalGraph(nn.Module):
         self.source = nn.Parameter(xavier(count, hidden_dim, fan=hidden_dim + 1))
         self.direction = nn.Parameter(torch.zeros(count, count, DIRECTIONS))
         self.outputs = nn.ModuleDict({m: GeluLinear(hidden_dim, hidden_dim, dropout) for m in self.modalities})
-        self.norms = nn.ModuleDict({m: nn.LayerNorm(hidden_dim) for m in self.modalities})
+        self.norms = nn.ModuleDict({m: SumNorm(hidden_dim) for m in self.modalities})
         self.dropout = Dropout(dropout)
 
     def forward(self, rows: Rows, batch: ConversationBatch) -> dict[str, Tensor]:
@@ -55,7 +56,7 @@ class CrossModalGraph(nn.Module):
         ends_NM2, z_NMD = ends(z_NMD, torch.stack([self.receiver, self.source], dim=1))
         attention = self.dropout(self._attention(ends_NM2, window_mask(batch, hood), hood))
         received = zip(self.modalities, _receive(attention, z_NMD, hood).unbind(1), strict=True)
-        mixed = {m: self.norms[m](add_dropped(rows[m], self.outputs[m](x_ND))) for m, x_ND in received}
+        mixed = {m: self.norms[m](rows[m], self.outputs[m](x_ND)) for m, x_ND in received}
         return {**rows, **mixed}
 
     def _attention(self, ends_NM2: Tensor, inside: Tensor, hood: Neighbourhood) -> Tensor:

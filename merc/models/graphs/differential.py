@@ -1,7 +1,5 @@
 """Differential relational graph attention, DiffRGCN (AMB-DSGDN Sec. 4.5)."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -9,11 +7,7 @@ from merc.errors import MercError
 from merc.models.dropout import dropout
 from merc.models.graphs.neighbourhood import RelationGraph
 from merc.models.graphs.relational import GraphAttention, GraphBlock, HeadNorm, RelationalScores
-
-
-def initial_lambda(depth: int) -> float:
-    """λ_init = 0.8 − 0.6·exp(−0.3·depth) (AMB-DSGDN Eq. 14)."""
-    return 0.8 - 0.6 * math.exp(-0.3 * depth)
+from merc.models.lambdas import initial_lambda, lambdas
 
 
 class DifferentialAttention(GraphAttention):
@@ -41,15 +35,14 @@ class DifferentialAttention(GraphAttention):
 
     def coefficients(self) -> Tensor:
         """(H,) λ_full, the share of the negative map that is taken away (Eq. 13-14)."""
-        positive, negative = (self.lambda_left * self.lambda_right).sum(-1).exp().unbind(-1)
-        return positive - negative + self.lambda_init
+        return lambdas(self.lambda_left, self.lambda_right, self.lambda_init)
 
     def forward(self, x_NI: Tensor, graph: RelationGraph, rate: float = 0.0) -> Tensor:
-        """(N, in_dim) → (N, H, D), with dropout at the rate given."""
-        out_NHD = self.aggregate(x_NI, graph)
+        """(N, in_dim) → (N, H·D), with dropout at the rate given."""
+        out_NF = self.aggregate(x_NI, graph)
         if self.norm is None:
-            return dropout(out_NHD, rate) if rate else out_NHD
-        return self.norm(out_NHD, 1 - self.lambda_init, rate)
+            return dropout(out_NF, rate) if rate else out_NF
+        return self.norm(out_NF, 1 - self.lambda_init, rate)
 
 
 class DiffRGCN(GraphBlock):

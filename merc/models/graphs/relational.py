@@ -5,12 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from merc.models.dropout import Dropout, add_dropped
+from merc.models.dropout import Dropout
 from merc.models.gelu_linear import GeluLinear
-from merc.models.graphs.banded import Relations, attend_neighbours, attention_band, ends, mapped, receive, with_padding
+from merc.models.graphs.additive import Scores, attend_neighbours
+from merc.models.graphs.banded import attention_band, ends, receive
 from merc.models.graphs.neighbourhood import Relation, RelationGraph
 from merc.models.head_norm import head_norm_gelu
-from merc.models.linear import Linear, product, ready_to_multiply
+from merc.models.linear import Linear, ready_to_multiply
+from merc.models.sum_norm import SumNorm
 
 RELATION_DIM = 10
 GAIN = 1.414
@@ -39,19 +41,12 @@ class RelationalScores(nn.Module):
         super().__init__()
         parts = (dim, dim, RELATION_DIM) if tables else (dim, dim)
         drawn = parts if split else (sum(parts),)
-        self.dim = dim
         self.vector = nn.Parameter(torch.cat([xavier(maps, part, fan=part + 1) for part in drawn], dim=1))
         self.relation_table = nn.Parameter(torch.randn(tables, len(Relation), RELATION_DIM)) if tables else None
 
-    def parts(self) -> tuple[Tensor, Relations | None]:
-        """(M, 2, C) a_left and a_right of every map, where maps share heads, or parts of one; and what relations add.
-
-        The latter is a_rel of every map and what it is multiplied with; None where relations do not matter.
-        """
-        if self.relation_table is None:
-            return self.vector.unflatten(1, (2, -1)), None
-        of_ends, of_relations = self.vector.split([2 * self.dim, RELATION_DIM], dim=1)
-        return of_ends.unflatten(1, (2, -1)), Relations(of_relations, self.relation_table)
+    def forward(self) -> Scores:
+        """The vectors of all maps and the tables of relations."""
+        return Scores(self.vector, self.relation_table)
 
 
 class GraphAttention(nn.Module):
@@ -76,25 +71,15 @@ class GraphAttention(nn.Module):
         return None
 
     def aggregate(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
-        """(N, I) → (N, H, D): every head's sum of W x_j over the sources j, weighted by its attention."""
+        """(N, I) → (N, H·D): every head's sum of W x_j over the sources j, weighted by its attention."""
         x_NI, weight_HID = ready_to_multiply(x_NI, self.weight)
-        vectors_M2C, relations = self.scores.parts()
-        settings = (relations, self.coefficients(), graph, self.dropout.rate)
-        heads, in_dim, out_dim = weight_HID.shape
-        if heads == 1 and in_dim > out_dim:  # W first, then the sum: of two orders the one that moves the narrower rows
-            values_ND = product(x_NI, weight_HID.squeeze(0))
-            return with_padding(attend_neighbours(values_ND, vectors_M2C, *settings), values_ND, graph)
-        # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
-        vectors_IM2, weight_IHD = ends(weight_HID.transpose(0, 1), vectors_M2C)
-        sums_NHI = attend_neighbours(x_NI, vectors_IM2.permute(1, 2, 0), *settings)
-        return mapped(with_padding(sums_NHI, x_NI, graph), weight_IHD.transpose(0, 1))
+        return attend_neighbours(x_NI, weight_HID, self.scores(), self.coefficients(), graph, self.dropout.rate)
 
     def attention_maps(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, I) → (N, H, N): how much each row receives from each; for inspection."""
-        vectors_M2C, relations = self.scores.parts()
-        ends_NM2, _ = ends(torch.einsum("ni,hid->nhd", x_NI, self.weight), vectors_M2C)
-        relation_MR = None if relations is None else relations.scores()
-        attention = attention_band(ends_NM2, relation_MR, self.coefficients(), graph, dropout=0.0)
+        scores = self.scores()
+        ends_NM2, _ = ends(torch.einsum("ni,hid->nhd", x_NI, self.weight), scores.of_ends)
+        attention = attention_band(ends_NM2, scores.relations(), self.coefficients(), graph, dropout=0.0)
         # What each receives where row j's value is unit vector j.
         return receive(attention, torch.eye(len(x_NI), device=x_NI.device), graph)
 
@@ -112,17 +97,17 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(heads, dim))
         self.bias = nn.Parameter(torch.zeros(heads, dim))
 
-    def forward(self, x_NHD: Tensor, scale: float = 1.0, dropout: float = 0.0) -> Tensor:
-        """Dropout of GELU(scale · norm): (N, H, D) → (N, H, D)."""
-        return head_norm_gelu(x_NHD, self.weight, self.bias, dropout, scale)
+    def forward(self, x_NF: Tensor, scale: float = 1.0, dropout: float = 0.0) -> Tensor:
+        """Dropout of GELU(scale · norm): (N, H·D) → (N, H·D)."""
+        return head_norm_gelu(x_NF, self.weight, self.bias, dropout, scale)
 
 
 class GraphBlock(nn.Module):
     """Attention heads, an output layer, a linear map, a residual and a layer norm (AMB-DSGDN Sec. 4.5).
 
     Args:
-        heads: layer called with (N, D) rows, a graph and the ``rate`` of dropout of what it returns, (N, H, D).
-        output: layer called with (N, H·D) rows and a graph, returning (N, 1, D).
+        heads: layer called with (N, D) rows, a graph and the ``rate`` of dropout of what it returns, (N, H·D).
+        output: layer called with these rows and a graph, returning (N, D).
         hidden_dim: D.
         dropout: of the input and between the two layers.
         gelu: GELU behind the output layer.
@@ -140,12 +125,12 @@ class GraphBlock(nn.Module):
         self.heads = heads
         self.output = output
         self.linear = GeluLinear(hidden_dim, hidden_dim) if gelu else Linear(hidden_dim, hidden_dim)
-        self.norm = nn.LayerNorm(hidden_dim, eps=1e-5)
+        self.norm = SumNorm(hidden_dim)
         self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor, graph: RelationGraph) -> Tensor:
         """(N, D) → (N, D)."""
-        heads_NHD = self.heads(self.dropout(x_ND), graph, rate=self.dropout.rate)
-        output_ND = self.output(heads_NHD.flatten(1), graph).squeeze(1)
-        out_ND: Tensor = self.norm(add_dropped(x_ND, self.linear(output_ND)))
+        heads_NF = self.heads(self.dropout(x_ND), graph, rate=self.dropout.rate)
+        output_ND = self.output(heads_NF, graph)
+        out_ND: Tensor = self.norm(x_ND, self.linear(output_ND))
         return out_ND

@@ -23,7 +23,7 @@ class RelationalAttention(GraphAttention):
         self.norm = HeadNorm(heads, out_dim)
 
     def forward(self, x_NI: Tensor, graph: RelationGraph, rate: float = 0.0) -> Tensor:
-        """(N, in_dim) → (N, H, D), with dropout at the rate given."""
+        """(N, in_dim) → (N, H·D), with dropout at the rate given."""
         return self.norm(self.aggregate(x_NI, graph), dropout=rate)
 
 
