@@ -141,10 +141,10 @@ def counted(config: dict[str, Any], batch: ConversationBatch) -> Counts:
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 775),
-        ("model=amb_dsgdn_released", 790),
-        ("model=redifu", 800),
-        ("model=redifu_released", 930),
+        ("model=amb_dsgdn", 475),
+        ("model=amb_dsgdn_released", 495),
+        ("model=redifu", 580),
+        ("model=redifu_released", 795),
     ],
 )
 def test_operators_of_a_training_step(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:
@@ -232,10 +232,10 @@ def test_memory_of_a_step_grows_with_the_dialogue_not_with_its_square(
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 280),
-        ("model=amb_dsgdn_released", 297),
-        ("model=redifu", 495),
-        ("model=redifu_released", 755),
+        ("model=amb_dsgdn", 262),
+        ("model=amb_dsgdn_released", 279),
+        ("model=redifu", 441),
+        ("model=redifu_released", 704),
     ],
 )
 def test_bytes_allocated_per_utterance(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:
