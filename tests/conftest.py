@@ -9,10 +9,12 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+from merc.balancing import build_policy
 from merc.config import compose, plain
 from merc.data.conversation import ConversationBatch, CorpusInfo
 from merc.models.build import build_model
 from merc.models.emotion_model import EmotionModel
+from merc.models.lightning_module import EmotionRecognition
 
 DIMS = {"text": 7, "audio": 5, "visual": 3}
 CLASSES = ("calm", "glad", "gloomy", "cross")
@@ -78,3 +80,14 @@ def make_model(make_config: Callable[..., dict[str, Any]]) -> Callable[..., Emot
         return build_model(make_config(*overrides), info)
 
     return make
+
+
+def begin_balancing(module: EmotionRecognition) -> EmotionRecognition:
+    """Balanced from now on, if at all."""
+    policy: Any = build_policy(module.config)
+    if policy is not None:
+        policy.setup(None, module, "fit")
+        policy.active = True
+        if module.model.balancing is not None:
+            module.model.balancing.active = True
+    return module

@@ -149,17 +149,18 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend_neighbours(
   const ScoreVectors vectors(scores, tables);
   const Edges edges{connected, past, kinds, slope, seed, dropped};
   const Padding padding(present, length, x.size(0));
-  if (maps_first(weight)) {
-    const Tensor values = at::empty({x.size(0), weight.size(2)}, x.options());
+  const bool first = maps_first(weight);
+  Tensor values = x, seen;
+  if (first) {
+    values = at::empty({x.size(0), weight.size(2)}, x.options());
     multiply_heads(x.unsqueeze(0), weight, values.unsqueeze(0), ours);
-    const auto [sums, attention, of_maps] = receive(values, vectors.ends, vectors.of_relations(), coefficients, edges);
-    padding.fill(sums, values);
-    return {sums.flatten(1), values, attention, of_maps, Tensor()};
+  } else {  // ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed
+    seen = ends(weight.transpose(0, 1), vectors.ends).permute({1, 2, 0}).contiguous();
   }
-  // ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
-  const Tensor seen = ends(weight.transpose(0, 1), vectors.ends).permute({1, 2, 0}).contiguous();
-  const auto [sums, attention, of_maps] = receive(x, seen, vectors.of_relations(), coefficients, edges);
-  padding.fill(sums, x);
+  const auto [sums, attention, of_maps] =
+      receive(values, first ? vectors.ends : seen, vectors.of_relations(), coefficients, edges);
+  padding.fill(sums, values);
+  if (first) return {sums.flatten(1), values, attention, of_maps, seen};
   const Tensor out = at::empty({x.size(0), weight.size(0), weight.size(2)}, x.options());
   multiply_heads(sums.transpose(0, 1), weight, out.transpose(0, 1), ours);
   return {out.flatten(1), sums, attention, of_maps, seen};

@@ -18,6 +18,7 @@ from merc.balancing import build_policy
 from merc.data.conversation import ConversationBatch, CorpusInfo
 from merc.kernels.library import loaded
 from merc.models.lightning_module import EmotionRecognition
+from tests.conftest import begin_balancing
 
 DIMS = {"text": 7, "audio": 5, "visual": 3}
 INFO = CorpusInfo(
@@ -173,13 +174,7 @@ def test_a_step_can_be_queued_on_a_device_that_tells_nothing(
     make_config: Configure, make_batch: Make, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
     """The meta device has no numbers to wait for: whatever asks for one fails."""
-    config = configured(make_config, choice)
-    module, policy = EmotionRecognition(config, INFO).to("meta").train(), build_policy(config)
-    if policy is not None:
-        policy.setup(None, module, "fit")
-        policy.active = True
-        if module.model.balancing is not None:
-            module.model.balancing.active = True
+    module = begin_balancing(EmotionRecognition(configured(make_config, choice), INFO).to("meta").train())
     monkeypatch.setattr(torch, "tensor", on_the_host(torch.tensor))
     batch = make_batch(lengths=(5, 3)).to("meta")
     for _ in range(2):  # the policies' own state follows to the device in the first step

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from merc.balancing import build_policy
 from merc.data.conversation import CorpusInfo
 from merc.data.stacked import Frame
-from merc.models.lightning_module import EmotionRecognition
 from merc.stacking.module import Member, StackedRecognition
 from tests.conftest import CLASSES, DIMS
 
@@ -42,17 +40,6 @@ def stack(members: Sequence[Member], compile: str | None = None, frame: Frame | 
     stacked = StackedRecognition([deepcopy(member) for member in members], compile, frame)
     stacked.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     return stacked
-
-
-def begin_balancing(module: EmotionRecognition) -> EmotionRecognition:
-    """Balanced from now on, if at all."""
-    policy: Any = build_policy(module.config)
-    if policy is not None:
-        policy.setup(None, module, "fit")
-        policy.active = True
-        if module.model.balancing is not None:
-            module.model.balancing.active = True
-    return module
 
 
 class Captured:

@@ -17,8 +17,9 @@ from merc.config import compose
 from merc.data.conversation import ConversationBatch
 from merc.stacking.module import Member, StackedRecognition
 from merc.train import train
+from tests.conftest import begin_balancing
 from tests.models.test_counts import MODELS
-from tests.stacking.conftest import STILL, begin_balancing
+from tests.stacking.conftest import STILL
 from tests.stacking.test_compile import FRAME, batches
 from tests.stacking.test_module import CHOICES, Make, Members, sgd, steps
 from tests.stacking.test_replay import evaluate

@@ -14,8 +14,9 @@ from merc.balancing.policy import build_policy
 from merc.data.conversation import ConversationBatch
 from merc.models.lightning_module import EmotionRecognition
 from merc.stacking.module import Member, StackedRecognition
+from tests.conftest import begin_balancing
 from tests.models.test_counts import Counts, on_the_host
-from tests.stacking.conftest import STILL, begin_balancing, stack
+from tests.stacking.conftest import STILL, stack
 
 Make = Callable[..., ConversationBatch]
 Members = Callable[..., list[Member]]

@@ -13,6 +13,8 @@ from merc.models.lambdas import initial_lambda, lambdas
 from merc.models.linear import Linear
 from merc.models.precision import at_least_single
 
+EPSILON = 1e-5
+
 
 class DiffAttention(nn.Module):
     """Heads whose attention is the difference of two maps with projections of their own, among a dialogue's utterances.
@@ -47,7 +49,7 @@ class DiffAttention(nn.Module):
         self.scale = width**-0.5
         self.lambda_query = nn.Parameter(0.1 * torch.randn(2, width))
         self.lambda_key = nn.Parameter(0.1 * torch.randn(2, width))
-        self.norm = nn.RMSNorm(2 * width, eps=1e-5)  # its weight and ε, by which `difference_norm` norms
+        self.norm = nn.RMSNorm(2 * width, eps=EPSILON)  # its weight: `difference_norm` norms
         self.output = Linear(hidden_dim, hidden_dim)
 
     def coefficient(self) -> Tensor:
@@ -62,8 +64,10 @@ class DiffAttention(nn.Module):
         attended_NMV = attend(
             query_NMQ, key_NMQ, value_NMV, batch, self.dropout.rate, scale=self.scale, window=self.window
         )
-        norm = (self.norm.weight, self.norm.eps or 0.0, 1 - self.lambda_init)
-        out_ND: Tensor = self.output(difference_norm(attended_NMV, self.coefficient(), *norm))
+        heads_ND = difference_norm(
+            attended_NMV, self.coefficient(), self.norm.weight, EPSILON, scale=1 - self.lambda_init
+        )
+        out_ND: Tensor = self.output(heads_ND)
         return out_ND
 
     def attention_maps(self, x_ND: Tensor, batch: ConversationBatch) -> Tensor:

@@ -73,17 +73,16 @@ def attend_neighbours(
         singles = (x if x is None else at_least_single(x) for x in inputs[2:])
         return cast(Tensor, _AttendNeighbours.apply(*inputs[:2], *singles, graph, dropout))  # type: ignore[no-untyped-call]
     heads, in_dim, out_dim = weight_HID.shape
-    if heads == 1 and in_dim > out_dim:  # W first, then the sum: of two orders the one that moves the narrower rows
-        values_ND = x_NI @ weight_HID[0]
-        ends_NM2, _ = ends(values_ND[:, None], scores.of_ends)
-        return receive(
-            attention_band(ends_NM2, scores.relations(), coefficients_H, graph, dropout), values_ND, graph
-        ).flatten(1)
-    # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed.
-    vectors_IM2, _ = ends(weight_HID.transpose(0, 1), scores.of_ends)
-    ends_NM2 = torch.einsum("ni,ime->nme", x_NI, vectors_IM2.to(x_NI.dtype))
-    attention = attention_band(ends_NM2, scores.relations(), coefficients_H, graph, dropout)
-    return torch.einsum("nhi,hid->nhd", receive(attention, x_NI, graph), weight_HID).flatten(1)
+    map_first = heads == 1 and in_dim > out_dim  # of two orders the one that moves the narrower rows
+    if map_first:
+        values = x_NI @ weight_HID[0]
+        ends_NM2, _ = ends(values[:, None], scores.of_ends)
+    else:  # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed
+        values = x_NI
+        vectors_IM2, _ = ends(weight_HID.transpose(0, 1), scores.of_ends)
+        ends_NM2 = torch.einsum("ni,ime->nme", x_NI, vectors_IM2.to(x_NI.dtype))
+    received = receive(attention_band(ends_NM2, scores.relations(), coefficients_H, graph, dropout), values, graph)
+    return (received if map_first else torch.einsum("nhi,hid->nhd", received, weight_HID)).flatten(1)
 
 
 class _AttendNeighbours(Function):
