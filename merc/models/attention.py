@@ -57,8 +57,9 @@ def attend(
     query_NMQ, key_NMQ, value_NHV = rows = lower_precision(query_NMQ, key_NMQ, value_NHV)
     if native(*rows):
         visible_N = None if to_padding else batch.present
-        reach = _reach(batch, batch.longest, window)
-        return cast(Tensor, _NativeAttend.apply(*rows, batch.lengths, visible_N, reach, dropout, difference, scale))  # type: ignore[no-untyped-call]
+        starts, reach = (0, *accumulate(batch.lengths)), _reach(batch, batch.longest, window)
+        rest = (starts, visible_N, *reach, difference, scale, *drops(dropout))
+        return cast(Tensor, torch.ops.merc.attend(*rows, *rest))
     query_NMQ = scale * query_NMQ
     if plain_form():
         return _attend_padded(query_NMQ, key_NMQ, value_NHV, batch, dropout, difference, to_padding, window)
@@ -186,32 +187,6 @@ def _tiles(batch: ConversationBatch, to_padding: bool, window: int | None) -> li
         batch.derived[key] = [_Tile(rows_BL, batch, to_padding, window) for rows_BL in batch.tiles]
     tiles: list[_Tile] = batch.derived[key]
     return tiles
-
-
-class _NativeAttend(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query_NMQ: Tensor,
-        key_NMQ: Tensor,
-        value_NHV: Tensor,
-        lengths: Sequence[int],
-        visible_N: Tensor | None,
-        reach: tuple[int, int],
-        dropout: float,
-        difference: bool,
-        scale: float,
-    ) -> Tensor:
-        starts = (0, *accumulate(lengths))
-        ctx.rest = (starts, visible_N, *reach, difference, scale, *drops(dropout))
-        ctx.save_for_backward(query_NMQ, key_NMQ, value_NHV)
-        return torch.ops.merc.attend(query_NMQ, key_NMQ, value_NHV, *ctx.rest)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_NHV: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = torch.ops.merc.attend_backward(gradient_NHV, *ctx.saved_tensors, *ctx.rest)
-        return *gradients, None, None, None, None, None, None
 
 
 class _TiledAttend(Function):

@@ -1,12 +1,10 @@
 """The difference of what two attention maps give to each head, normed, as one operation that keeps little."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from merc.kernels import native
 from merc.models.precision import at_least_single
@@ -27,20 +25,7 @@ def difference_norm(x_NMV: Tensor, coefficient: Tensor, weight_V: Tensor, epsilo
     """
     if native(x_NMV, coefficient, weight_V):
         settings = (at_least_single(coefficient), at_least_single(weight_V), epsilon, scale)
-        return cast(Tensor, _DifferenceNorm.apply(x_NMV, *settings))  # type: ignore[no-untyped-call]
+        return cast(Tensor, torch.ops.merc.difference_norm(x_NMV, *settings))
     first_NHV, second_NHV = at_least_single(x_NMV).chunk(2, dim=1)
     normed_NHV = F.rms_norm(first_NHV - coefficient * second_NHV, weight_V.shape, weight_V, epsilon)
     return (scale * normed_NHV).flatten(1).to(x_NMV.dtype)
-
-
-class _DifferenceNorm(Function):
-    @staticmethod
-    def forward(ctx: Any, x_NMV: Tensor, coefficient: Tensor, weight_V: Tensor, epsilon: float, scale: float) -> Tensor:
-        ctx.rest = (epsilon, scale)
-        ctx.save_for_backward(x_NMV, coefficient, weight_V)
-        return cast(Tensor, torch.ops.merc.difference_norm(x_NMV, coefficient, weight_V, *ctx.rest))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_NF: Tensor) -> tuple[Tensor | None, ...]:
-        return *torch.ops.merc.difference_norm_backward(gradient_NF, *ctx.saved_tensors, *ctx.rest), None, None

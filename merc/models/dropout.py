@@ -7,13 +7,11 @@ dropout probability is rounded to the next multiple of 1/256, and survivors are 
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from merc.kernels import LEVELS, drops, native
 
@@ -35,58 +33,15 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Drop entries with probability p, rounded as above, and scale the others by 1/(1 − p)."""
     if not native(x):
         return F.dropout(x, p)
-    mask = drops(p)
-    return cast(Tensor, _Dropped.apply(x, mask)) if mask[1] else x  # type: ignore[no-untyped-call]
-
-
-class _Dropped(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: tuple[int, int]) -> Tensor:
-        ctx.mask = mask
-        return torch.ops.merc.dropout(x, *mask)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return torch.ops.merc.dropout(gradient, *ctx.mask), None
+    seed, dropped = drops(p)
+    return cast(Tensor, torch.ops.merc.dropout(x, seed, dropped)) if dropped else x
 
 
 def add_dropped(x: Tensor, y: Tensor, p: float = 0.0) -> Tensor:
     """x + dropout(y), as around a layer of a Transformer, in the higher precision of both; shapes must be the same."""
     if not native(x, y):
         return x + (F.dropout(y, p) if p else y)
-    return cast(Tensor, _AddDropped.apply(x, y, drops(p)))  # type: ignore[no-untyped-call]
-
-
-class _AddDropped(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, mask: tuple[int, int]) -> Tensor:
-        ctx.mask, ctx.dtypes = mask, (x.dtype, y.dtype)
-        return torch.ops.merc.add_dropped(x, y, *mask)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        return *gradients_of_sum(gradient, ctx.needs_input_grad[:2], ctx.dtypes, ctx.mask), None
-
-
-def gradients_of_sum(
-    gradient: Tensor, wanted: tuple[bool, bool], dtypes: tuple[torch.dtype, torch.dtype], mask: tuple[int, int]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and y from that of x + dropout(y), by merc's operators.
-
-    Args:
-        gradient: of the sum.
-        wanted: which of them.
-        dtypes: of x and y.
-        mask: see :func:`merc.kernels.drops`.
-    """
-    of_x, of_y = None, None
-    if wanted[0]:
-        of_x = gradient.to(dtypes[0])
-    if wanted[1]:
-        of_y = torch.ops.merc.dropout(gradient, *mask, dtypes[1]) if mask[1] else gradient.to(dtypes[1])
-    return of_x, of_y
+    return cast(Tensor, torch.ops.merc.add_dropped(x, y, *drops(p)))
 
 
 def apply_mask(x: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -1,16 +1,14 @@
 """A linear map behind GELU and dropout, the second half of a feed-forward network."""
 
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from merc.kernels import drops, native
 from merc.models.dropout import Dropout
-from merc.models.linear import Linear, linear, product, ready_to_multiply
+from merc.models.linear import Engine, Linear, dtype_of_product, engine_of, linear, ready_to_multiply
 
 Approximation = Literal["none", "tanh"]
 
@@ -51,33 +49,10 @@ def gelu_linear(
     x_NI, weight_OI, bias_O = operands = ready_to_multiply(x_NI, weight_OI, bias_O)
     if native(*operands):
         settings = (gain, approximate == "tanh", *drops(dropout))
-        return cast(Tensor, _GeluLinear.apply(*operands, settings))  # type: ignore[no-untyped-call]
+        ours = engine_of(x_NI, weight_OI) is Engine.MERC
+        half = dtype_of_product(x_NI, weight_OI) == torch.bfloat16
+        return cast(Tensor, torch.ops.merc.gelu_linear(*operands, *settings, ours, half))
     hidden_NI = F.gelu(x_NI, approximate=approximate)
     if gain != 1:
         hidden_NI = gain * hidden_NI
     return linear(F.dropout(hidden_NI, dropout) if dropout else hidden_NI, weight_OI, bias_O)
-
-
-class _GeluLinear(Function):
-    """Keeps its input only: what enters the product is computed again."""
-
-    @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor, settings: tuple[Any, ...]) -> Tensor:
-        ctx.settings = settings
-        ctx.save_for_backward(x_NI, weight_OI)
-        return linear(torch.ops.merc.gelu(x_NI, *settings), weight_OI, bias_O)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, weight_OI = ctx.saved_tensors
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
-        # What is computed again for the weight is gone before there is a gradient of the input.
-        of_weight_OI = None
-        if of_weight:
-            of_weight_OI = product(of_out_NO.T, torch.ops.merc.gelu(x_NI, *ctx.settings), weight_OI.dtype)
-        of_x_NI = None
-        if of_x:
-            of_x_NI = product(of_out_NO, weight_OI, x_NI.dtype).contiguous()
-            torch.ops.merc.gelu_backward(of_x_NI, x_NI, *ctx.settings)
-        return of_x_NI, of_weight_OI, torch.ops.merc.column_sums(of_out_NO) if of_bias else None, None

@@ -1,12 +1,10 @@
 """Layer norm, GELU and dropout of wide rows as one operation that keeps little."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from merc.kernels import drops, native
 from merc.models.precision import at_least_single
@@ -28,24 +26,9 @@ def head_norm_gelu(
     """
     if native(x_NF, weight_HD, bias_HD):
         affine = (at_least_single(weight_HD), at_least_single(bias_HD))
-        return cast(Tensor, _HeadNormGelu.apply(x_NF, *affine, scale, dropout))  # type: ignore[no-untyped-call]
+        return cast(Tensor, torch.ops.merc.head_norm_gelu(x_NF, *affine, scale, EPSILON, *drops(dropout)))
     weight_HD, bias_HD = scale * weight_HD, scale * bias_HD
     normed_NHD = F.layer_norm(x_NF.unflatten(1, weight_HD.shape), weight_HD.shape[1:], eps=EPSILON)
     out_NHD = F.gelu(torch.addcmul(bias_HD.to(normed_NHD.dtype), normed_NHD, weight_HD.to(normed_NHD.dtype)))
     out_NF = out_NHD.flatten(1)
     return F.dropout(out_NF, dropout) if dropout else out_NF
-
-
-class _HeadNormGelu(Function):
-    @staticmethod
-    def forward(ctx: Any, x_NF: Tensor, weight_HD: Tensor, bias_HD: Tensor, scale: float, dropout: float) -> Tensor:
-        ctx.rest = scale, *drops(dropout)
-        inputs = (x_NF, weight_HD, bias_HD)
-        out_NF, moments_NH2 = torch.ops.merc.head_norm_gelu(*inputs, scale, EPSILON, *ctx.rest[1:])
-        ctx.save_for_backward(x_NF, moments_NH2, weight_HD, bias_HD)
-        return out_NF
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_NF: Tensor) -> tuple[Tensor | None, ...]:
-        return *torch.ops.merc.head_norm_gelu_backward(gradient_NF, *ctx.saved_tensors, *ctx.rest), None, None

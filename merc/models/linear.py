@@ -68,17 +68,22 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     engine = engine_of(x, weight_OI)
     if engine is Engine.PYTORCH:
         return F.linear(x, weight_OI, bias_O)
-    inputs = (x.flatten(0, -2), weight_OI, bias_O, engine, _dtype_of_product(x, weight_OI))
-    out_NO = cast(Tensor, _Linear.apply(*inputs))  # type: ignore[no-untyped-call]
+    inputs = (x.flatten(0, -2), weight_OI, bias_O)
+    if engine is Engine.MERC:
+        half = dtype_of_product(x, weight_OI) == torch.bfloat16
+        out_NO = cast(Tensor, torch.ops.merc.linear(*inputs, half))
+    else:
+        out_NO = cast(Tensor, _Convolved.apply(*inputs))  # type: ignore[no-untyped-call]
     return out_NO if x.ndim == 2 else out_NO.unflatten(0, x.shape[:-1])  # a view takes as long as a small product
 
 
 def product(x_NI: Tensor, weight_IO: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """X W, of a dtype or of the one that PyTorch gives it, where no gradient is recorded: (N, I) → (N, O)."""
     engine = engine_of(x_NI, weight_IO)
-    if engine is not Engine.PYTORCH:
-        return _times(x_NI, weight_IO, engine, dtype or _dtype_of_product(x_NI, weight_IO))
-    out_NO = _multiplied(x_NI, weight_IO)
+    if engine is Engine.MERC:
+        half = (dtype or dtype_of_product(x_NI, weight_IO)) == torch.bfloat16
+        return cast(Tensor, torch.ops.merc.product(x_NI, weight_IO, None, half))
+    out_NO = _convolved(x_NI, weight_IO) if engine is Engine.ONEDNN else _multiplied(x_NI, weight_IO)
     return out_NO if dtype is None else out_NO.to(dtype)
 
 
@@ -113,6 +118,12 @@ def engine_of(x: Tensor, weight: Tensor) -> Engine:
     engine = _engine_of_large(lowered) if torch.float16 not in dtypes else Engine.PYTORCH
     large = x.shape[:-1].numel() * weight.numel() >= _worthwhile(engine, lowered)
     return engine if mixed or large else Engine.PYTORCH
+
+
+def dtype_of_product(x: Tensor, weight: Tensor) -> torch.dtype:
+    """What PyTorch would give a product, under autocast too."""
+    lowered = torch.is_autocast_enabled("cpu") or torch.bfloat16 in (x.dtype, weight.dtype)
+    return torch.bfloat16 if lowered else torch.float32
 
 
 def _worthwhile(engine: Engine, lowered: bool) -> int:
@@ -150,56 +161,33 @@ def _multiplies_bfloat16() -> bool:
     return bool(torch.ops.merc.multiplies_bfloat16())
 
 
-def _dtype_of_product(x: Tensor, weight: Tensor) -> torch.dtype:
-    lowered = torch.is_autocast_enabled("cpu") or torch.bfloat16 in (x.dtype, weight.dtype)
-    return torch.bfloat16 if lowered else torch.float32
-
-
 def _multiplied(a_NI: Tensor, b_IO: Tensor) -> Tensor:
     """A B by PyTorch, in the lower of two precisions."""
     lower = min(a_NI.dtype, b_IO.dtype, key=lambda dtype: dtype.itemsize)
     return a_NI.to(lower) @ b_IO.to(lower)
 
 
-class _Linear(Function):
+class _Convolved(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, engine: Engine, dtype: torch.dtype
-    ) -> Tensor:
-        ctx.engine = engine
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_NI, weight_OI)
-        return _times_transposed(x_NI, weight_OI, engine, dtype, bias_O)
+        return _rows(F.conv2d(_image(x_NI), weight_OI[..., None, None], bias_O))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_out_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_OI = ctx.saved_tensors
-        of_x, of_weight, of_bias, *_ = wanted = ctx.needs_input_grad
-        if ctx.engine is Engine.MERC:
-            return *torch.ops.merc.linear_backward(of_out_NO, x_NI, weight_OI, wanted[:3]), None, None
+        of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
-            _times(of_out_NO, weight_OI, ctx.engine, x_NI.dtype) if of_x else None,
-            _times(of_out_NO.T, x_NI, ctx.engine, weight_OI.dtype) if of_weight else None,
-            of_out_NO.sum(0, dtype=torch.float32) if of_bias else None,
-            None,
-            None,
+            _convolved(of_out_NO, weight_OI) if of_x else None,
+            _convolved(of_out_NO.T, x_NI) if of_weight else None,
+            of_out_NO.sum(0) if of_bias else None,
         )
 
 
-def _times(a_NI: Tensor, b_IO: Tensor, engine: Engine, dtype: torch.dtype) -> Tensor:
+def _convolved(a_NI: Tensor, b_IO: Tensor) -> Tensor:
     """A B."""
-    if engine is Engine.MERC:
-        return cast(Tensor, torch.ops.merc.product(a_NI, b_IO, None, dtype == torch.bfloat16))
     return _rows(F.conv_transpose2d(_image(a_NI), b_IO[..., None, None]))
-
-
-def _times_transposed(
-    a_NI: Tensor, b_OI: Tensor, engine: Engine, dtype: torch.dtype, bias_O: Tensor | None = None
-) -> Tensor:
-    """A Bᵀ + b."""
-    if engine is Engine.MERC:
-        return cast(Tensor, torch.ops.merc.product(a_NI, b_OI.T, bias_O, dtype == torch.bfloat16))
-    return _rows(F.conv2d(_image(a_NI), b_OI[..., None, None], bias_O))
 
 
 def _image(x_NI: Tensor) -> Tensor:

@@ -473,6 +473,23 @@ def test_gradients_on_top_of_each_other_are_not_written_into() -> None:
     assert_agree(sums, doubles(9, HEADS, 8), doubles(HEADS, 2, 8))
 
 
+def test_gradients_of_gradients_are_refused() -> None:
+    x = torch.randn(4, 6, requires_grad=True)
+    (of_x,) = torch.autograd.grad(add_dropped(x, x, 0.5).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated twice.*MERC_KERNELS=off"):
+        of_x.sum().backward()
+
+
+def test_only_what_is_wanted_has_a_gradient() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(4, 6), torch.randn(3, 6), torch.randn(3)
+    for wanted in range(3):
+        inputs = [tensor.clone().requires_grad_(i == wanted) for i, tensor in enumerate((x, weight, bias))]
+        gelu_linear(*inputs, 0.0, "none", 1.0).sum().backward()
+        assert [tensor.grad is not None for tensor in inputs] == [i == wanted for i in range(3)]
+    assert not gelu_linear(x, weight, bias, 0.0, "none", 1.0).requires_grad
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     x, batch = torch.zeros(4, HEADS, 6), batch_of([[0, 1, 0, 1]])
     graph = relation_graphs(batch, 1, 1)["inter_speaker"]

@@ -41,7 +41,7 @@ class Counts(TorchDispatchMode):
     """Counts what PyTorch is asked to do, autograd's part included.
 
     Attributes:
-        operators: those that compute or copy; views are free.
+        operators: those that compute or copy, also inside merc's own; views and empty tensors are free.
         allocated: bytes of new tensors.
         largest: most elements that a tensor's memory has room for.
         waits: operators that hand a number or a shape from the device to the host.
@@ -60,7 +60,7 @@ class Counts(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.operators += not func.is_view
+        self.operators += not (func.is_view or func.overloadpacket.__name__.startswith("empty"))
         if func.overloadpacket.__name__ in self.WAITING or _blocking_upload(func, args, kwargs or {}, result):
             self.waits.append(str(func))
         for tensor in tree_leaves(result):
@@ -142,10 +142,10 @@ def counted(config: dict[str, Any], batch: ConversationBatch) -> Counts:
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 475),
-        ("model=amb_dsgdn_released", 495),
-        ("model=redifu", 580),
-        ("model=redifu_released", 795),
+        ("model=amb_dsgdn", 610),
+        ("model=amb_dsgdn_released", 630),
+        ("model=redifu", 660),
+        ("model=redifu_released", 740),
     ],
 )
 def test_operators_of_a_training_step(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:
@@ -227,10 +227,10 @@ def test_memory_of_a_step_grows_with_the_dialogue_not_with_its_square(
 @pytest.mark.parametrize(
     ("model", "bound"),
     [
-        ("model=amb_dsgdn", 262),
-        ("model=amb_dsgdn_released", 279),
-        ("model=redifu", 441),
-        ("model=redifu_released", 704),
+        ("model=amb_dsgdn", 310),
+        ("model=amb_dsgdn_released", 327),
+        ("model=redifu", 492),
+        ("model=redifu_released", 710),
     ],
 )
 def test_bytes_allocated_per_utterance(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:

@@ -1,12 +1,10 @@
 """Graph attention with additive scores, as one operation."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from merc.kernels import drops, native
 from merc.models.graphs.banded import SLOPE, attention_band, ends, receive
@@ -71,7 +69,10 @@ def attend_neighbours(
     inputs = (x_NI, weight_HID, scores.vectors, scores.tables, coefficients_H)
     if native(*inputs):
         singles = (x if x is None else at_least_single(x) for x in inputs[2:])
-        return cast(Tensor, _AttendNeighbours.apply(*inputs[:2], *singles, graph, dropout))  # type: ignore[no-untyped-call]
+        batch, hood = graph.batch, graph.neighbourhood
+        edges = (graph.connected, hood.past, [int(kind) for kind in graph.kinds], SLOPE, *drops(dropout))
+        rest = (*edges, batch.present, batch.longest, engine_of(x_NI, weight_HID[0]) is Engine.MERC)
+        return cast(Tensor, torch.ops.merc.attend_neighbours(*inputs[:2], *singles, *rest))
     heads, in_dim, out_dim = weight_HID.shape
     map_first = heads == 1 and in_dim > out_dim  # of two orders the one that moves the narrower rows
     if map_first:
@@ -83,34 +84,3 @@ def attend_neighbours(
         ends_NM2 = torch.einsum("ni,ime->nme", x_NI, vectors_IM2.to(x_NI.dtype))
     received = receive(attention_band(ends_NM2, scores.relations(), coefficients_H, graph, dropout), values, graph)
     return (received if map_first else torch.einsum("nhi,hid->nhd", received, weight_HID)).flatten(1)
-
-
-class _AttendNeighbours(Function):
-    """One node, not one for each step: to call one takes as long as a small product.
-
-    The attention of heads is kept for the backward pass, that of maps is computed again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_NI: Tensor,
-        weight_HID: Tensor,
-        vectors_MS: Tensor,
-        tables_TRV: Tensor | None,
-        coefficients_H: Tensor | None,
-        graph: RelationGraph,
-        dropout: float,
-    ) -> Tensor:
-        batch, hood = graph.batch, graph.neighbourhood
-        edges = (graph.connected, hood.past, [int(kind) for kind in graph.kinds], SLOPE, *drops(dropout))
-        ctx.rest = (*edges, batch.present, batch.longest, engine_of(x_NI, weight_HID[0]) is Engine.MERC)
-        inputs = (x_NI, weight_HID, vectors_MS, tables_TRV, coefficients_H)
-        out_NF, *kept = torch.ops.merc.attend_neighbours(*inputs, *ctx.rest)
-        ctx.save_for_backward(*kept, *inputs)
-        return cast(Tensor, out_NF)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_out_NF: Tensor) -> tuple[Tensor | None, ...]:
-        return *torch.ops.merc.attend_neighbours_backward(of_out_NF, *ctx.saved_tensors, *ctx.rest), None, None

@@ -99,22 +99,9 @@ def mix(attention: Tensor, values_ND: Tensor, hood: Neighbourhood) -> Tensor:
     The attention to candidates of a block that are not in a row's own window is 0.
     """
     if native(attention, values_ND):
-        return cast(Tensor, _Mix.apply(at_least_single(attention), values_ND, hood.past))  # type: ignore[no-untyped-call]
+        return cast(Tensor, torch.ops.merc.mix(at_least_single(attention), values_ND, hood.past))
     weights = attention.to(values_ND.dtype)
     return hood.unblock(torch.einsum("gshk,gkd->gshd", weights, hood.windows(values_ND)))
-
-
-class _Mix(Function):
-    @staticmethod
-    def forward(ctx: Any, attention: Tensor, values_ND: Tensor, past: int) -> Tensor:
-        ctx.past = past
-        ctx.save_for_backward(attention, values_ND)
-        return torch.ops.merc.mix(attention, values_ND, past)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_NHD: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *torch.ops.merc.mix_backward(gradient_NHD, *ctx.saved_tensors, ctx.past), None
 
 
 def receive(attention: Tensor, values_ND: Tensor, graph: RelationGraph) -> Tensor:
