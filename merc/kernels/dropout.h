@@ -96,7 +96,7 @@ class Mask {
 };
 
 // x · mask, of another type if one is given; its gradient is the same of the gradient, with the type of x.
-inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped, std::optional<at::ScalarType> type) {
+[[gnu::noinline]] inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped, std::optional<at::ScalarType> type) {
   const Tensor x = x_.contiguous();
   Tensor y = at::empty_like(x, x.options().dtype(type.value_or(x.scalar_type())));
   const Mask mask(seed, dropped);

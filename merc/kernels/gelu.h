@@ -78,7 +78,7 @@ inline void gelu_backward_of_kind(const Tensor& of_y, const Tensor& x, float gai
   });
 }
 
-inline Tensor gelu(const Tensor& x_, double gain_, bool tanh, int64_t seed, int64_t dropped) {
+[[gnu::noinline]] inline Tensor gelu(const Tensor& x_, double gain_, bool tanh, int64_t seed, int64_t dropped) {
   const Tensor x = x_.contiguous();
   const auto gain = static_cast<float>(gain_);
   const Mask mask(seed, dropped);

@@ -19,6 +19,12 @@ namespace merc {
 
 using torch::autograd::AutogradContext, torch::autograd::variable_list;
 
+// Compiled once, wherever it is called from.
+template <typename Operation, typename... Inputs>
+[[gnu::noinline]] Tensor compute(AutogradContext* context, const Inputs&... inputs) {
+  return Operation::compute(context, inputs...);
+}
+
 // An operator with a node of autograd's. An Operation has compute(context, inputs…), which keeps for the backward pass what
 // gradients(context, gradient) needs for those of its inputs; the last ones may be left out. Gradients have no gradients.
 template <typename Operation>
@@ -26,10 +32,10 @@ struct Node : torch::autograd::Function<Operation> {
   template <typename... Inputs>
   static Tensor forward(AutogradContext* context, const Inputs&... inputs) {
     const at::AutoDispatchBelowADInplaceOrView unrecorded;
-    return Operation::compute(context, inputs...);
+    return merc::compute<Operation>(context, inputs...);
   }
 
-  static variable_list backward(AutogradContext* context, const variable_list& of_out) {
+  [[gnu::noinline]] static variable_list backward(AutogradContext* context, const variable_list& of_out) {
     variable_list gradients;
     {
       const at::AutoDispatchBelowADInplaceOrView unrecorded;
@@ -67,13 +73,13 @@ struct Node : torch::autograd::Function<Operation> {
 template <typename Operation, typename... Inputs>
 auto with_node(Tensor (*)(AutogradContext*, Inputs...)) {
   return +[](Inputs... inputs) {
-    return at::GradMode::is_enabled() ? Operation::apply(inputs...) : Operation::compute(nullptr, inputs...);
+    return at::GradMode::is_enabled() ? Operation::apply(inputs...) : compute<Operation>(nullptr, inputs...);
   };
 }
 
 template <typename Operation, typename... Inputs>
 auto without_node(Tensor (*)(AutogradContext*, Inputs...)) {
-  return +[](Inputs... inputs) { return Operation::compute(nullptr, inputs...); };
+  return +[](Inputs... inputs) { return compute<Operation>(nullptr, inputs...); };
 }
 
 struct Dropout : Node<Dropout> {

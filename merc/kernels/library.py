@@ -131,7 +131,7 @@ def _processor() -> list[str]:
 
 def _compile(flags: list[str], path: Path) -> None:
     compiler = _compiler()
-    print("Compiling merc's operators for this processor, once; it takes about half a minute.", file=sys.stderr)
+    print("Compiling merc's operators for this processor, once; it takes about a minute.", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         source = str(SOURCES / "kernels.cpp")

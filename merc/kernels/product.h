@@ -79,7 +79,7 @@ inline void check_product(const Tensor& a, const Tensor& b) {
 inline Tensor readable(const Tensor& x) { return x.stride(0) == 1 || x.stride(1) == 1 ? x : x.contiguous(); }
 
 // Writes A B + bias to `out`, rows of numbers that lie together. If it is `rounded`, A and B are rounded to bfloat16.
-inline void multiply_into(
+[[gnu::noinline]] inline void multiply_into(
     const Tensor& a_, const Tensor& b_, const std::optional<Tensor>& bias, bool rounded, const Tensor& out) {
   if (out.numel() == 0) return;
   if (out.scalar_type() == at::kBFloat16 && a_.size(1) > most_at_once()) {  // sums of sums would be rounded, too
