@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstring>
-#include <optional>
 
 #include "rows.h"
 
@@ -95,10 +94,10 @@ class Mask {
   float scale_;
 };
 
-// x · mask, of another type if one is given; its gradient is the same of the gradient, with the type of x.
-[[gnu::noinline]] inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped, std::optional<at::ScalarType> type) {
+// x · mask, of a type; its gradient is the same of the gradient, with the type of x.
+[[gnu::noinline]] inline Tensor dropout(const Tensor& x_, int64_t seed, int64_t dropped, at::ScalarType type) {
   const Tensor x = x_.contiguous();
-  Tensor y = at::empty_like(x, x.options().dtype(type.value_or(x.scalar_type())));
+  Tensor y = at::empty_like(x, x.options().dtype(type));
   const Mask mask(seed, dropped);
   with_type(x, [&]<typename X>() {
     with_type(y, [&]<typename Y>() {

@@ -6,7 +6,7 @@
 
 namespace merc {
 
-// By merc's products, of bfloat16 if it is `half`, or by PyTorch's.
+// If it is `ours` by merc's product, which is of bfloat16 if it is `half`; otherwise by PyTorch's, of numbers of one type.
 inline Tensor gelu_linear(
     const Tensor& x, const Tensor& weight, const Tensor& bias, double gain, bool tanh, int64_t seed, int64_t dropped,
     bool ours, bool half) {

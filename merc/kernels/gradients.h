@@ -1,8 +1,5 @@
-// What autograd is told of operators: nodes in C++, since one in Python takes longer than many an operator.
+// The operators that are differentiable, as autograd knows them.
 #pragma once
-
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
 
 #include "attention.h"
 #include "difference_norm.h"
@@ -13,74 +10,10 @@
 #include "linear.h"
 #include "mix.h"
 #include "neighbours.h"
+#include "node.h"
 #include "sum_norm.h"
 
 namespace merc {
-
-using torch::autograd::AutogradContext, torch::autograd::variable_list;
-
-// Compiled once, wherever it is called from.
-template <typename Operation, typename... Inputs>
-[[gnu::noinline]] Tensor compute(AutogradContext* context, const Inputs&... inputs) {
-  return Operation::compute(context, inputs...);
-}
-
-// An operator with a node of autograd's. An Operation has compute(context, inputs…), which keeps for the backward pass what
-// gradients(context, gradient) needs for those of its inputs; the last ones may be left out. Gradients have no gradients.
-template <typename Operation>
-struct Node : torch::autograd::Function<Operation> {
-  template <typename... Inputs>
-  static Tensor forward(AutogradContext* context, const Inputs&... inputs) {
-    const at::AutoDispatchBelowADInplaceOrView unrecorded;
-    return merc::compute<Operation>(context, inputs...);
-  }
-
-  [[gnu::noinline]] static variable_list backward(AutogradContext* context, const variable_list& of_out) {
-    variable_list gradients;
-    {
-      const at::AutoDispatchBelowADInplaceOrView unrecorded;
-      gradients = Operation::gradients(context, of_out[0]);
-    }
-    if (at::GradMode::is_enabled()) {
-      const auto refusal = c10::make_intrusive<torch::autograd::DelayedError>(
-          "merc's operators cannot be differentiated twice; without them, MERC_KERNELS=off, it can be done.",
-          static_cast<int64_t>(gradients.size()));
-      gradients = refusal->apply(std::move(gradients));
-    }
-    gradients.resize(count(&Operation::compute));
-    return gradients;
-  }
-
-  // Nothing where there is no context, since no gradient is recorded.
-  template <typename... Settings>
-  static void keep(AutogradContext* context, variable_list tensors, Settings... settings) {
-    if (!context) return;
-    context->save_for_backward(std::move(tensors));
-    context->saved_data["settings"] = std::tuple<Settings...>(settings...);
-  }
-  template <typename... Settings>
-  static std::tuple<Settings...> settings(AutogradContext* context) {
-    return context->saved_data["settings"].template to<std::tuple<Settings...>>();
-  }
-
- private:
-  template <typename... Inputs>
-  static constexpr size_t count(Tensor (*)(AutogradContext*, Inputs...)) {
-    return sizeof...(Inputs);
-  }
-};
-
-template <typename Operation, typename... Inputs>
-auto with_node(Tensor (*)(AutogradContext*, Inputs...)) {
-  return +[](Inputs... inputs) {
-    return at::GradMode::is_enabled() ? Operation::apply(inputs...) : compute<Operation>(nullptr, inputs...);
-  };
-}
-
-template <typename Operation, typename... Inputs>
-auto without_node(Tensor (*)(AutogradContext*, Inputs...)) {
-  return +[](Inputs... inputs) { return compute<Operation>(nullptr, inputs...); };
-}
 
 struct Dropout : Node<Dropout> {
   static Tensor compute(AutogradContext* context, const Tensor& x, int64_t seed, int64_t dropped) {

@@ -4,6 +4,7 @@
 
 #include "allocator.h"
 #include "column_sums.h"
+#include "gelu.h"
 #include "gradients.h"
 #include "graph.h"
 #include "product.h"
@@ -28,7 +29,8 @@ TORCH_LIBRARY(merc, library) {
   library.def("multiplies_bfloat16() -> bool", &merc::multiplies_bfloat16);
   merc::define<merc::Dropout>(library, "dropout", "Tensor x, " MASK);
   merc::define<merc::AddDropped>(library, "add_dropped", "Tensor x, Tensor y, " MASK);
-  merc::define<merc::SumNorm>(library, "sum_norm", "Tensor x, Tensor y, Tensor weight, Tensor bias, float epsilon, " MASK);
+  merc::define<merc::SumNorm>(
+      library, "sum_norm", "Tensor x, Tensor y, Tensor weight, Tensor bias, float epsilon, " MASK);
   merc::define<merc::HeadNormGelu>(
       library, "head_norm_gelu", "Tensor x, Tensor weight, Tensor bias, float scale, float epsilon, " MASK);
   merc::define<merc::DifferenceNorm>(
@@ -50,6 +52,7 @@ TORCH_LIBRARY(merc, library) {
   library.def("ends(Tensor z, Tensor vectors) -> Tensor");
   library.def("ends_backward(Tensor of_ends, Tensor(a!) of_z, Tensor z, Tensor vectors) -> Tensor");
   library.def("product(Tensor a, Tensor b, Tensor? bias, bool half=False) -> Tensor");
+  // Parts of the others, for those who look at them alone.
   library.def("product_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   library.def("column_sums(Tensor x) -> Tensor");
   library.def("gelu(Tensor x, float gain, bool tanh, " MASK ") -> Tensor");

@@ -23,6 +23,7 @@ CHOICE = "MERC_KERNELS"
 # No flag may change what is computed: neither the order of sums nor NaN and infinity.
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 # A call in a loop empties its registers. Left alone, GCC makes more of them the more operators there are in the file.
+# What is long and called from several places is marked noinline: compiling a copy for each takes half as long again.
 INLINING = ("-finline-limit=4000", "--param=inline-unit-growth=400", "--param=large-function-growth=2000")
 
 

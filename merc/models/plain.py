@@ -1,7 +1,8 @@
 """When operations must be in their plain form: PyTorch's differentiable operations alone, no shape hanging on numbers.
 
-What is made by hand for the speed of the CPU (:class:`torch.autograd.Function`) means nothing to transforms such as
-:func:`torch.func.vmap`, which see through ordinary operations. Both forms compute the same, which tests hold them to.
+What is made by hand for the speed of the CPU, merc's operators and :class:`torch.autograd.Function`, means nothing to
+transforms such as :func:`torch.func.vmap`, which see through ordinary operations. Both forms compute the same, to which
+tests hold them.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The operators in C++ against the same functions of double-precision numbers, which PyTorch's operators compute."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -473,21 +473,91 @@ def test_gradients_on_top_of_each_other_are_not_written_into() -> None:
     assert_agree(sums, doubles(9, HEADS, 8), doubles(HEADS, 2, 8))
 
 
-def test_gradients_of_gradients_are_refused() -> None:
-    x = torch.randn(4, 6, requires_grad=True)
-    (of_x,) = torch.autograd.grad(add_dropped(x, x, 0.5).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"cannot be differentiated twice.*MERC_KERNELS=off"):
-        of_x.sum().backward()
-
-
-def test_only_what_is_wanted_has_a_gradient() -> None:
+def every_operator() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
+    """What is differentiable, with inputs; all of it where something is dropped."""
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(4, 6), torch.randn(3, 6), torch.randn(3)
-    for wanted in range(3):
-        inputs = [tensor.clone().requires_grad_(i == wanted) for i, tensor in enumerate((x, weight, bias))]
-        gelu_linear(*inputs, 0.0, "none", 1.0).sum().backward()
-        assert [tensor.grad is not None for tensor in inputs] == [i == wanted for i in range(3)]
-    assert not gelu_linear(x, weight, bias, 0.0, "none", 1.0).requires_grad
+    batch = batch_of([[0, 1, 0, 1]])
+    graph = relation_graphs(batch, 1, 1)["inter_speaker"]
+    x, y, weight, bias = torch.randn(4, 6), torch.randn(4, 6), torch.randn(3, 6), torch.randn(3)
+    heads, tables, merc = torch.randn(3, 4, HEADS, 6), torch.randn(1, 6, 10), torch.ops.merc
+    return {
+        "dropout": (lambda x: dropout(x, 0.5), (x,)),
+        "add_dropped": (lambda x, y: add_dropped(x, y, 0.5), (x, y)),
+        "sum_norm": (lambda *inputs: layer_norm_of_sum(*inputs, 0.5), (x, y, weight[0], weight[1])),
+        "head_norm_gelu": (
+            lambda *inputs: head_norm_gelu(*inputs, 0.5),
+            (x, weight.view(-1, 3)[:2], weight.view(-1, 3)[2:4]),
+        ),
+        "difference_norm": (lambda *inputs: difference_norm(*inputs, 1e-5, 0.7), (x.view(4, 2, 3), bias[0], bias)),
+        "lambdas": (lambda *inputs: lambdas(*inputs, 0.1), (x.view(2, 2, 6), y.view(2, 2, 6))),
+        "linear": (lambda *inputs: merc.linear(*inputs, False), (x, weight, bias)),
+        "gelu_linear": (lambda *inputs: merc.gelu_linear(*inputs, 1.5, False, 7, 100, True, False), (x, weight, bias)),
+        "gelu_linear by PyTorch": (lambda *inputs: gelu_linear(*inputs, 0.5, "none", 1.5), (x, weight, bias)),
+        "mix": (
+            lambda weights, x: mix(weights * graph.connected[:, :, None], x, graph.neighbourhood),
+            (torch.randn(*graph.connected.shape[:2], HEADS, graph.connected.shape[2]), x),
+        ),
+        "attend": (lambda *inputs: attend(*inputs, batch, 0.5), tuple(heads)),
+        "attend_neighbours": (
+            lambda x, weight, vectors, tables, shares: attend_neighbours(
+                x, weight, Scores(vectors, tables), shares, graph, 0.5
+            ),
+            (x, torch.randn(2, 6, 4), torch.randn(4, 2 * 2 + 10), tables, bias[:2]),
+        ),
+    }
+
+
+def result_of(name: str, inputs: Sequence[Tensor]) -> Tensor:
+    torch.manual_seed(1)
+    return every_operator()[name][0](*inputs)
+
+
+def inputs_of(name: str) -> list[Tensor]:
+    return [x.clone().requires_grad_() for x in every_operator()[name][1]]
+
+
+operators = pytest.mark.parametrize("name", list(every_operator()) if loaded() else [])
+
+
+@operators
+def test_gradients_of_gradients_are_refused(name: str) -> None:
+    inputs = inputs_of(name)
+    loss = result_of(name, inputs).square().sum()
+    for gradient in torch.autograd.grad(loss, inputs, create_graph=True):
+        with pytest.raises(RuntimeError, match=r"cannot be differentiated twice.*MERC_KERNELS=off"):
+            gradient.sum().backward(retain_graph=True)
+
+
+@operators
+def test_each_gradient_comes_alone_as_well(name: str) -> None:
+    inputs = inputs_of(name)
+    out = result_of(name, inputs)
+    loss = (out * torch.randn_like(out)).sum()
+    together = torch.autograd.grad(loss, inputs, retain_graph=True)
+    for x, expected in zip(inputs, together, strict=True):
+        assert torch.equal(torch.autograd.grad(loss, x, retain_graph=True)[0], expected)
+
+
+@operators
+def test_values_are_the_same_without_gradients(name: str) -> None:
+    inputs = inputs_of(name)
+    expected = result_of(name, inputs)
+    assert expected.requires_grad
+    for without in (torch.no_grad(), torch.inference_mode()):
+        with without:
+            ours = result_of(name, inputs)
+        assert not ours.requires_grad
+        assert torch.equal(ours, expected)
+
+
+@operators
+def test_what_is_kept_for_a_backward_pass_goes_with_it(name: str) -> None:
+    inputs = inputs_of(name)
+    loss = result_of(name, inputs).sum()
+    torch.autograd.grad(loss, inputs)
+    if name != "dropout" and name != "add_dropped":  # they keep nothing
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(loss, inputs)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

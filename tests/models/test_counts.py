@@ -41,7 +41,8 @@ class Counts(TorchDispatchMode):
     """Counts what PyTorch is asked to do, autograd's part included.
 
     Attributes:
-        operators: those that compute or copy, also inside merc's own; views and empty tensors are free.
+        operators: PyTorch's that compute or copy, also inside merc's own, which are counted by their nodes; views and
+            empty tensors are free.
         allocated: bytes of new tensors.
         largest: most elements that a tensor's memory has room for.
         waits: operators that hand a number or a shape from the device to the host.
@@ -152,6 +153,28 @@ def test_operators_of_a_training_step(make_config: Configure, make_batch: Make, 
     steps = trained(configured(make_config, model), [make_batch(lengths=(9, 5, 12, 3))] * 2)
     operators = steps[1].operators  # the first one also makes the optimiser's state
     assert operators <= bound, f"{operators} operators, {bound} are allowed"
+
+
+@by_operators
+@pytest.mark.parametrize(
+    ("model", "bound"),
+    [
+        ("model=amb_dsgdn", 265),
+        ("model=amb_dsgdn_released", 280),
+        ("model=redifu", 393),
+        ("model=redifu_released", 445),
+    ],
+)
+def test_nodes_of_a_training_step(make_config: Configure, make_batch: Make, model: str, bound: int) -> None:
+    """Autograd calls each of them, which takes as long as a small product."""
+    module, batch = EmotionRecognition(configured(make_config, model), INFO).train(), make_batch(lengths=(9, 5, 12, 3))
+    todo, nodes = [module.objective(module(batch), batch.labels)["total"].grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            todo += [following for following, _ in node.next_functions]
+    assert len(nodes) <= bound, f"{len(nodes)} nodes, {bound} are allowed"
 
 
 @pytest.mark.filterwarnings("ignore")
