@@ -8,7 +8,7 @@ from torch import Tensor
 
 from merc.kernels import drops, native
 from merc.models.dropout import Dropout
-from merc.models.linear import Engine, Linear, dtype_of_product, engine_of, linear, ready_to_multiply
+from merc.models.linear import Engine, Linear, engine_of, is_half, linear, ready_to_multiply
 
 Approximation = Literal["none", "tanh"]
 
@@ -50,8 +50,7 @@ def gelu_linear(
     if native(*operands):
         settings = (gain, approximate == "tanh", *drops(dropout))
         ours = engine_of(x_NI, weight_OI) is Engine.MERC
-        half = dtype_of_product(x_NI, weight_OI) == torch.bfloat16
-        return cast(Tensor, torch.ops.merc.gelu_linear(*operands, *settings, ours, half))
+        return cast(Tensor, torch.ops.merc.gelu_linear(*operands, *settings, ours, is_half(x_NI, weight_OI)))
     hidden_NI = F.gelu(x_NI, approximate=approximate)
     if gain != 1:
         hidden_NI = gain * hidden_NI

@@ -70,8 +70,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
         return F.linear(x, weight_OI, bias_O)
     inputs = (x.flatten(0, -2), weight_OI, bias_O)
     if engine is Engine.MERC:
-        half = dtype_of_product(x, weight_OI) == torch.bfloat16
-        out_NO = cast(Tensor, torch.ops.merc.linear(*inputs, half))
+        out_NO = cast(Tensor, torch.ops.merc.linear(*inputs, is_half(x, weight_OI)))
     else:
         out_NO = cast(Tensor, _Convolved.apply(*inputs))  # type: ignore[no-untyped-call]
     return out_NO if x.ndim == 2 else out_NO.unflatten(0, x.shape[:-1])  # a view takes as long as a small product
@@ -81,7 +80,7 @@ def product(x_NI: Tensor, weight_IO: Tensor, dtype: torch.dtype | None = None) -
     """X W, of a dtype or of the one that PyTorch gives it, where no gradient is recorded: (N, I) → (N, O)."""
     engine = engine_of(x_NI, weight_IO)
     if engine is Engine.MERC:
-        half = (dtype or dtype_of_product(x_NI, weight_IO)) == torch.bfloat16
+        half = is_half(x_NI, weight_IO) if dtype is None else dtype == torch.bfloat16
         return cast(Tensor, torch.ops.merc.product(x_NI, weight_IO, None, half))
     out_NO = _convolved(x_NI, weight_IO) if engine is Engine.ONEDNN else _multiplied(x_NI, weight_IO)
     return out_NO if dtype is None else out_NO.to(dtype)
@@ -120,10 +119,9 @@ def engine_of(x: Tensor, weight: Tensor) -> Engine:
     return engine if mixed or large else Engine.PYTORCH
 
 
-def dtype_of_product(x: Tensor, weight: Tensor) -> torch.dtype:
-    """What PyTorch would give a product, under autocast too."""
-    lowered = torch.is_autocast_enabled("cpu") or torch.bfloat16 in (x.dtype, weight.dtype)
-    return torch.bfloat16 if lowered else torch.float32
+def is_half(x: Tensor, weight: Tensor) -> bool:
+    """Whether merc's product of them is of bfloat16 instead of single precision, as autocast has it."""
+    return torch.is_autocast_enabled("cpu") or torch.bfloat16 in (x.dtype, weight.dtype)
 
 
 def _worthwhile(engine: Engine, lowered: bool) -> int:
