@@ -26,40 +26,46 @@ struct Dropout : Node<Dropout> {
   }
 };
 
-// Gradients of x and y, where they are wanted, from that of x + dropout(y), a mask of which begins with what is dropped.
-inline variable_list gradients_of_sum(
-    AutogradContext* context, const Tensor& of_sum, at::ScalarType of_x, at::ScalarType of_y, int64_t seed,
-    int64_t dropped) {
-  variable_list gradients(2);
-  if (context->needs_input_grad(0)) gradients[0] = of_sum.to(of_x);
-  if (context->needs_input_grad(1)) gradients[1] = dropped ? dropout(of_sum, seed, dropped, of_y) : of_sum.to(of_y);
-  return gradients;
-}
-
-struct AddDropped : Node<AddDropped> {
-  static Tensor compute(AutogradContext* context, const Tensor& x, const Tensor& y, int64_t seed, int64_t dropped) {
-    keep(context, {}, x.scalar_type(), y.scalar_type(), seed, dropped);
-    return add_dropped(x, y, seed, dropped);
+// What begins with x + dropout(y).
+template <typename Operation>
+struct NodeOfSum : Node<Operation> {
+  static void keep_sum(
+      AutogradContext* context, variable_list tensors, const Tensor& x, const Tensor& y, int64_t seed, int64_t dropped) {
+    Node<Operation>::keep(context, std::move(tensors), x.scalar_type(), y.scalar_type(), seed, dropped);
   }
-  static variable_list gradients(AutogradContext* context, const Tensor& of_out) {
-    const auto [of_x, of_y, seed, dropped] = settings<at::ScalarType, at::ScalarType, int64_t, int64_t>(context);
-    return gradients_of_sum(context, of_out, of_x, of_y, seed, dropped);
+  // Gradients of x and y, where they are wanted, from that of the sum.
+  static variable_list gradients_of_sum(AutogradContext* context, const Tensor& of_sum) {
+    const auto [of_x, of_y, seed, dropped] =
+        Node<Operation>::template settings<at::ScalarType, at::ScalarType, int64_t, int64_t>(context);
+    variable_list gradients(2);
+    if (context->needs_input_grad(0)) gradients[0] = of_sum.to(of_x);
+    if (context->needs_input_grad(1)) gradients[1] = dropped ? dropout(of_sum, seed, dropped, of_y) : of_sum.to(of_y);
+    return gradients;
   }
 };
 
-struct SumNorm : Node<SumNorm> {
+struct AddDropped : NodeOfSum<AddDropped> {
+  static Tensor compute(AutogradContext* context, const Tensor& x, const Tensor& y, int64_t seed, int64_t dropped) {
+    keep_sum(context, {}, x, y, seed, dropped);
+    return add_dropped(x, y, seed, dropped);
+  }
+  static variable_list gradients(AutogradContext* context, const Tensor& of_out) {
+    return gradients_of_sum(context, of_out);
+  }
+};
+
+struct SumNorm : NodeOfSum<SumNorm> {
   static Tensor compute(
       AutogradContext* context, const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& bias,
       double epsilon, int64_t seed, int64_t dropped) {
     const auto [out, sums, moments] = sum_norm(x, y, weight, bias, epsilon, seed, dropped);
-    keep(context, {sums, moments, weight}, x.scalar_type(), y.scalar_type(), seed, dropped);
+    keep_sum(context, {sums, moments, weight}, x, y, seed, dropped);
     return out;
   }
   static variable_list gradients(AutogradContext* context, const Tensor& of_out) {
-    const auto [of_x, of_y, seed, dropped] = settings<at::ScalarType, at::ScalarType, int64_t, int64_t>(context);
     const variable_list kept = context->get_saved_variables();
     const auto [of_sums, of_weight, of_bias] = sum_norm_backward(of_out, kept[0], kept[1], kept[2]);
-    variable_list gradients = gradients_of_sum(context, of_sums, of_x, of_y, seed, dropped);
+    variable_list gradients = gradients_of_sum(context, of_sums);
     gradients.insert(gradients.end(), {of_weight, of_bias});
     return gradients;
   }

@@ -76,14 +76,12 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
     return out_NO if x.ndim == 2 else out_NO.unflatten(0, x.shape[:-1])  # a view takes as long as a small product
 
 
-def product(x_NI: Tensor, weight_IO: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """X W, of a dtype or of the one that PyTorch gives it, where no gradient is recorded: (N, I) → (N, O)."""
+def product(x_NI: Tensor, weight_IO: Tensor) -> Tensor:
+    """X W where no gradient is recorded, as :func:`linear` computes those of its inputs: (N, I) → (N, O)."""
     engine = engine_of(x_NI, weight_IO)
     if engine is Engine.MERC:
-        half = is_half(x_NI, weight_IO) if dtype is None else dtype == torch.bfloat16
-        return cast(Tensor, torch.ops.merc.product(x_NI, weight_IO, None, half))
-    out_NO = _convolved(x_NI, weight_IO) if engine is Engine.ONEDNN else _multiplied(x_NI, weight_IO)
-    return out_NO if dtype is None else out_NO.to(dtype)
+        return cast(Tensor, torch.ops.merc.product(x_NI, weight_IO, None, is_half(x_NI, weight_IO)))
+    return _convolved(x_NI, weight_IO) if engine is Engine.ONEDNN else x_NI @ weight_IO
 
 
 def ready_to_multiply(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -157,12 +155,6 @@ def _units() -> str:
 def _multiplies_bfloat16() -> bool:
     """Whether merc's operators, which must be loaded, have vectors for bfloat16."""
     return bool(torch.ops.merc.multiplies_bfloat16())
-
-
-def _multiplied(a_NI: Tensor, b_IO: Tensor) -> Tensor:
-    """A B by PyTorch, in the lower of two precisions."""
-    lower = min(a_NI.dtype, b_IO.dtype, key=lambda dtype: dtype.itemsize)
-    return a_NI.to(lower) @ b_IO.to(lower)
 
 
 class _Convolved(Function):

@@ -183,16 +183,6 @@ def test_under_autocast_every_product_is_of_bfloat16(rows: int, x_half: bool, w_
         assert_close_for_bfloat16(gradient, other)
 
 
-@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [2, 700])
-def test_factors_of_two_precisions(rows: int, out_dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    a, b = torch.randn(rows, 160).bfloat16(), torch.randn(160, 160)
-    exact = a.double() @ b.double()
-    assert_close_for_bfloat16(product(a, b, out_dtype), exact)
-    assert product(a, b, out_dtype).dtype == out_dtype
-
-
 def test_under_autocast_precision_is_lowered() -> None:
     x, layer = torch.randn(800, 256), Linear(256, 256)
     with torch.autocast("cpu", torch.bfloat16):
