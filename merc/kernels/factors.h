@@ -40,9 +40,7 @@ struct Operand {
       : at(at), half(half), outer(outer), inner(inner), along(along), step(step) {}
 };
 
-// n / unit, rounded up.
-
-constexpr int64_t BIAS_UNIT = 32;
+constexpr int64_t BIAS_UNIT = 32;  // columns
 
 // C = A B + bias.
 struct Product {

@@ -150,6 +150,19 @@ struct GeluLinear : Node<GeluLinear> {
   }
 };
 
+struct Ends : Node<Ends> {
+  static Tensor compute(AutogradContext* context, const Tensor& z, const Tensor& vectors) {
+    keep(context, {z, vectors});
+    return ends(z, vectors);
+  }
+  static variable_list gradients(AutogradContext* context, const Tensor& of_out) {
+    const variable_list kept = context->get_saved_variables();
+    const Tensor of_z = at::zeros(kept[0].sizes(), kept[0].options());
+    const Tensor of_vectors = ends_backward(of_out, of_z, kept[0], kept[1]);
+    return {of_z, of_vectors};
+  }
+};
+
 struct Mix : Node<Mix> {
   static Tensor compute(AutogradContext* context, const Tensor& attention, const Tensor& values, int64_t past) {
     keep(context, {attention, values}, past);
@@ -158,7 +171,8 @@ struct Mix : Node<Mix> {
   static variable_list gradients(AutogradContext* context, const Tensor& of_out) {
     const auto [past] = settings<int64_t>(context);
     const variable_list kept = context->get_saved_variables();
-    const auto [of_attention, of_values] = mix_backward(of_out, kept[0], kept[1], past);
+    const auto [of_attention, of_values] = mix_backward(
+        of_out, kept[0], kept[1], past, {context->needs_input_grad(0), context->needs_input_grad(1)});
     return {of_attention, of_values};
   }
 };

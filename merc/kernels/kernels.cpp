@@ -40,6 +40,7 @@ TORCH_LIBRARY(merc, library) {
   merc::define<merc::GeluLinear>(
       library, "gelu_linear",
       "Tensor x, Tensor weight, Tensor bias, float gain, bool tanh, " MASK ", bool ours, bool half");
+  merc::define<merc::Ends>(library, "ends", "Tensor z, Tensor vectors");
   merc::define<merc::Mix>(library, "mix", "Tensor attention, Tensor values, int past");
   merc::define<merc::Attend>(
       library, "attend",
@@ -49,8 +50,6 @@ TORCH_LIBRARY(merc, library) {
       library, "attend_neighbours",
       "Tensor x, Tensor weight, Tensor scores, Tensor? tables, Tensor? coefficients, Tensor connected, int past,"
       " int[] kinds, float slope, " MASK ", Tensor? present, int length, bool ours");
-  library.def("ends(Tensor z, Tensor vectors) -> Tensor");
-  library.def("ends_backward(Tensor of_ends, Tensor(a!) of_z, Tensor z, Tensor vectors) -> Tensor");
   library.def("product(Tensor a, Tensor b, Tensor? bias, bool half=False) -> Tensor");
   // Parts of the others, for those who look at them alone.
   library.def("product_out(Tensor a, Tensor b, Tensor(a!) out) -> ()");
@@ -60,8 +59,6 @@ TORCH_LIBRARY(merc, library) {
 }
 
 TORCH_LIBRARY_IMPL(merc, CPU, library) {
-  library.impl("ends", &merc::ends);
-  library.impl("ends_backward", &merc::ends_backward);
   library.impl("product", &merc::product);
   library.impl("product_out", &merc::product_out);
   library.impl("column_sums", &merc::column_sums);

@@ -181,24 +181,31 @@ inline Tensor mix(const Tensor& attention_, const Tensor& values_, int64_t past)
   return out;
 }
 
-// Gradients of attention and values.
+// Gradients of attention and values that are wanted.
 inline std::tuple<Tensor, Tensor> mix_backward(
-    const Tensor& of_out_, const Tensor& attention_, const Tensor& values_, int64_t past) {
+    const Tensor& of_out_, const Tensor& attention_, const Tensor& values_, int64_t past,
+    std::array<bool, 2> wanted = {true, true}) {
   const Lines lines = lines_of(attention_, values_, past);
   TORCH_CHECK(of_out_.numel() == values_.numel() * lines.heads && of_out_.scalar_type() == values_.scalar_type(),
               "a gradient for each number");
   if (!multiplied_as_stored(values_)) {
     const auto [of_attention, of_values] =
-        mix_backward(of_out_.to(at::kFloat), attention_, values_.to(at::kFloat), past);
-    return {of_attention, of_values.to(values_.scalar_type())};
+        mix_backward(of_out_.to(at::kFloat), attention_, values_.to(at::kFloat), past, wanted);
+    return {of_attention, wanted[1] ? of_values.to(values_.scalar_type()) : of_values};
   }
   const Tensor attention = attention_.contiguous(), values = values_.contiguous(), of_out = of_out_.contiguous();
-  Tensor of_attention = at::zeros_like(attention), of_values = at::empty(values.sizes(), values.options());
+  Tensor of_attention, of_values;
+  if (wanted[0]) of_attention = at::zeros_like(attention);
+  if (wanted[1]) of_values = at::empty_like(values);
   const int64_t dim = values.size(1);
   with_entries(values, [&]<typename Entries, typename T>() {
     const T* incoming = of_out.const_data_ptr<T>();
-    gradient_of_attention<Entries>(lines, incoming, values.const_data_ptr<T>(), dim, of_attention.mutable_data_ptr<float>());
-    gradient_of_values<Entries>(lines, attention.const_data_ptr<float>(), incoming, dim, of_values.mutable_data_ptr<T>());
+    if (wanted[0])
+      gradient_of_attention<Entries>(lines, incoming, values.const_data_ptr<T>(), dim,
+                                     of_attention.mutable_data_ptr<float>());
+    if (wanted[1])
+      gradient_of_values<Entries>(lines, attention.const_data_ptr<float>(), incoming, dim,
+                                  of_values.mutable_data_ptr<T>());
   });
   return {of_attention, of_values};
 }

@@ -157,13 +157,12 @@ def test_gelu_of_what_is_not_finite(tanh: bool) -> None:
 def test_ends_of_scores(threads: int, maps: int, transposed: bool) -> None:
     torch.manual_seed(0)
 
-    def both(rows: Tensor, vectors_M2C: Tensor) -> Tensor:
-        ends_LM2, rows_LHD = ends(rows.transpose(0, 1) if transposed else 1 * rows, vectors_M2C)
-        return torch.cat([ends_LM2.flatten(1), (2 * rows_LHD).flatten(1)], dim=1)
+    def beside_the_rows(rows: Tensor, vectors_M2C: Tensor) -> Tensor:
+        z_LHD = rows.transpose(0, 1) if transposed else 1 * rows
+        return torch.cat([ends(z_LHD, vectors_M2C).flatten(1), (2 * z_LHD).flatten(1)], dim=1)
 
-    assert_agree(
-        both, doubles(*((HEADS, 9, 44) if transposed else (9, HEADS, 44))), doubles(maps, 2, 44 * HEADS // maps)
-    )
+    rows = doubles(*((HEADS, 9, 44) if transposed else (9, HEADS, 44)))
+    assert_agree(beside_the_rows, rows, doubles(maps, 2, 44 * HEADS // maps))
 
 
 @settings(max_examples=40, deadline=None)
@@ -457,20 +456,14 @@ def test_tensors_that_lie_anyhow() -> None:
         assert_close(attend(*inputs, batch, 0.0)[batch.present], expected[batch.present])
 
 
-def test_gradients_on_top_of_each_other_are_not_written_into() -> None:
+def test_gradients_that_others_share_are_not_written_into() -> None:
     torch.manual_seed(0)
 
-    def both(rows: Tensor, vectors_M2C: Tensor) -> Tensor:
-        ends_LM2, rows_LHD = ends(1 * rows, vectors_M2C)
-        return ((ends_LM2**2).sum() + rows_LHD.sum(0).square().sum())[None, None]
+    def of_sums(rows: Tensor, other: Tensor, vectors_M2C: Tensor) -> Tensor:
+        z_LHD = 1 * rows
+        return (ends(z_LHD, vectors_M2C).sum() + (3 * (z_LHD + other)).sum() + z_LHD.sum())[None, None]
 
-    assert_agree(both, doubles(9, HEADS, 8), doubles(HEADS, 2, 8))
-
-    def sums(rows: Tensor, vectors_M2C: Tensor) -> Tensor:
-        ends_LM2, rows_LHD = ends(1 * rows, vectors_M2C)
-        return (ends_LM2.sum() + rows_LHD.sum())[None, None]
-
-    assert_agree(sums, doubles(9, HEADS, 8), doubles(HEADS, 2, 8))
+    assert_agree(of_sums, doubles(9, HEADS, 8), doubles(9, HEADS, 8), doubles(HEADS, 2, 8))
 
 
 def every_operator() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
@@ -493,6 +486,10 @@ def every_operator() -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...
         "linear": (lambda *inputs: merc.linear(*inputs, False), (x, weight, bias)),
         "gelu_linear": (lambda *inputs: merc.gelu_linear(*inputs, 1.5, False, 7, 100, True, False), (x, weight, bias)),
         "gelu_linear by PyTorch": (lambda *inputs: gelu_linear(*inputs, 0.5, "none", 1.5), (x, weight, bias)),
+        "ends": (
+            lambda *inputs: merc.ends(*inputs).flatten(1),
+            (x.view(4, 2, 3), weight.view(-1, 3)[:4].view(2, 2, 3)),
+        ),
         "mix": (
             lambda weights, x: mix(weights * graph.connected[:, :, None], x, graph.neighbourhood),
             (torch.randn(*graph.connected.shape[:2], HEADS, graph.connected.shape[2]), x),
@@ -607,7 +604,7 @@ def test_parameters_may_be_of_lower_precision() -> None:
     torch.manual_seed(0)
     x, weight, vectors = torch.randn(5, HEADS, 8), torch.randn(HEADS, 8), torch.randn(HEADS, 2, 8)
     assert head_norm_gelu(x.flatten(1), weight.bfloat16(), weight.bfloat16()).isfinite().all()
-    assert ends(1 * x, vectors.bfloat16())[0].isfinite().all()
+    assert ends(x, vectors.bfloat16()).isfinite().all()
     graph = relation_graphs(batch_of([[0, 1, 0, 1, 1]]), 1, 1)["inter_speaker"]
     scores = Scores(torch.randn(HEADS, 2 * 8 + 10).bfloat16(), torch.randn(1, 6, 10))
     assert attend_neighbours(x[:, 0], torch.randn(HEADS, 8, 8), scores, None, graph, 0.0).isfinite().all()
@@ -634,8 +631,7 @@ def test_bfloat16_is_close() -> None:
         lambda x: difference_norm(x, torch.tensor(0.3), weight_HD[0], 1e-5, 0.7),
         lambda x: layer_norm_of_sum(x[:, 0], x[:, 1], weight_HD[0], weight_HD[1]),
         lambda x: gelu_linear(x.flatten(1), *(y.to(x.dtype) for y in affine), 0.0, "tanh", 1.5),
-        lambda x: ends(1 * x, vectors_42C)[0],
-        lambda x: ends(1 * x, vectors_42C)[1] * 2,
+        lambda x: ends(x, vectors_42C),
         lambda x: mix(band, x.flatten(1), hood),
         *(
             partial(neighbours, weight, Scores(torch.randn(2 * len(weight), 40) / 8))

@@ -169,16 +169,16 @@ def test_gradients_are_derivatives(function: Callable[..., Tensor], shapes: list
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("maps", [2, 4])
-def test_ends_equal_an_einsum_and_add_to_the_gradient_of_the_rows(maps: int, transposed: bool) -> None:
+def test_ends_equal_an_einsum_beside_what_else_the_rows_are_for(maps: int, transposed: bool) -> None:
     torch.manual_seed(0)
     weight, vectors_M2C, weights = doubles(2, 5, 8), doubles(maps, 2, 16 // maps), torch.randn(5, maps, 2).double()
     rows = doubles(5, 2, 8)
     z_LHD = weight.transpose(0, 1) if transposed else rows * 1
-    ours, same = ends(z_LHD, vectors_M2C)
+    ours = ends(z_LHD, vectors_M2C)
     plain = torch.einsum("lmc,mec->lme", z_LHD.flatten(1).unflatten(1, (maps, -1)), vectors_M2C)
     torch.testing.assert_close(ours, plain)
     inputs = (weight if transposed else rows, vectors_M2C)
-    gradients = torch.autograd.grad((ours * weights).sum() + (same**3).sum(), inputs, retain_graph=True)
+    gradients = torch.autograd.grad((ours * weights).sum() + (z_LHD**3).sum(), inputs, retain_graph=True)
     expected = torch.autograd.grad((plain * weights).sum() + (z_LHD**3).sum(), inputs)
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other)

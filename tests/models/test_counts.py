@@ -252,7 +252,7 @@ def test_memory_of_a_step_grows_with_the_dialogue_not_with_its_square(
     [
         ("model=amb_dsgdn", 310),
         ("model=amb_dsgdn_released", 327),
-        ("model=redifu", 492),
+        ("model=redifu", 496),
         ("model=redifu_released", 710),
     ],
 )

@@ -73,12 +73,7 @@ def test_a_linear_map_behind_gelu() -> None:
 @pytest.mark.parametrize("maps", [HEADS, 2 * HEADS])
 def test_ends_of_scores(maps: int) -> None:
     torch.manual_seed(0)
-
-    def both(z_LHD: Tensor, vectors_M2C: Tensor) -> Tensor:
-        ends_LM2, rows_LHD = ends(1 * z_LHD, vectors_M2C)
-        return torch.cat([ends_LM2.flatten(1), (2 * rows_LHD).flatten(1)], dim=1)
-
-    assert_forms_agree(both, numbers(N, HEADS, DIM), numbers(maps, 2, HEADS * DIM // maps))
+    assert_forms_agree(ends, numbers(N, HEADS, DIM), numbers(maps, 2, HEADS * DIM // maps))
 
 
 @pytest.mark.parametrize("self_loops", [True, False])

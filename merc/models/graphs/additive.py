@@ -77,10 +77,10 @@ def attend_neighbours(
     map_first = heads == 1 and in_dim > out_dim  # of two orders the one that moves the narrower rows
     if map_first:
         values = x_NI @ weight_HID[0]
-        ends_NM2, _ = ends(values[:, None], scores.of_ends)
+        ends_NM2 = ends(values[:, None], scores.of_ends)
     else:  # ⟨a, W x⟩ = ⟨Wᵀ a, x⟩: rows of all heads are made only where they are summed
         values = x_NI
-        vectors_IM2, _ = ends(weight_HID.transpose(0, 1), scores.of_ends)
+        vectors_IM2 = ends(weight_HID.transpose(0, 1), scores.of_ends)
         ends_NM2 = torch.einsum("ni,ime->nme", x_NI, vectors_IM2.to(x_NI.dtype))
     received = receive(attention_band(ends_NM2, scores.relations(), coefficients_H, graph, dropout), values, graph)
     return (received if map_first else torch.einsum("nhi,hid->nhd", received, weight_HID)).flatten(1)

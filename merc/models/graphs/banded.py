@@ -5,13 +5,11 @@ receiving rows with K candidates each. H heads share the rows; M maps of attenti
 the maps are subtracted.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from merc.kernels import native
 from merc.models.graphs.neighbourhood import Neighbourhood, RelationGraph
@@ -20,37 +18,17 @@ from merc.models.precision import at_least_single
 SLOPE = 0.2
 
 
-def ends(z_LHD: Tensor, vectors_M2C: Tensor) -> tuple[Tensor, Tensor]:
-    """What rows contribute to scores as receiving and as source end: two inner products per map.
+def ends(z_LHD: Tensor, vectors_M2C: Tensor) -> Tensor:
+    """What rows contribute to scores as receiving and as source end, (L, M, 2): two inner products per map.
 
     Args:
         z_LHD: rows of H heads, whose H·D channels the M maps share out, C = H·D/M for each.
         vectors_M2C: what to multiply them with.
-
-    Returns:
-        (L, M, 2), and z_LHD itself. Whatever else is computed from the rows should take these: the gradient from there
-        is then added to, not copied and summed. It must be nobody else's.
     """
     if native(z_LHD, vectors_M2C):
-        ends_LM2, z_LHD = _Ends.apply(z_LHD, at_least_single(vectors_M2C))  # type: ignore[no-untyped-call]
-        return ends_LM2, z_LHD
+        return cast(Tensor, torch.ops.merc.ends(z_LHD, at_least_single(vectors_M2C)))
     parts_LMC = z_LHD.flatten(1).unflatten(1, vectors_M2C.shape[::2])
-    return torch.einsum("lmc,mec->lme", parts_LMC, vectors_M2C.to(z_LHD.dtype)), z_LHD
-
-
-class _Ends(Function):
-    @staticmethod
-    def forward(ctx: Any, z_LHD: Tensor, vectors_M2C: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(z_LHD, vectors_M2C)
-        return torch.ops.merc.ends(z_LHD, vectors_M2C), z_LHD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_ends_LM2: Tensor, of_z_LHD: Tensor) -> tuple[Tensor, Tensor]:
-        if of_z_LHD.stride(-1) != 1 or 0 in of_z_LHD.stride():  # such as of a sum: rows on top of each other
-            of_z_LHD = of_z_LHD.clone(memory_format=torch.contiguous_format)
-        of_vectors_M2C = torch.ops.merc.ends_backward(of_ends_LM2, of_z_LHD, *ctx.saved_tensors)
-        return of_z_LHD, of_vectors_M2C
+    return torch.einsum("lmc,mec->lme", parts_LMC, vectors_M2C.to(z_LHD.dtype))
 
 
 def attention_band(

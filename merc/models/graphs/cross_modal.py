@@ -53,7 +53,7 @@ class CrossModalGraph(nn.Module):
             return dict(rows)
         hood = Neighbourhood.of(batch, self.past, self.future)
         z_NMD = torch.stack([projection(rows[m]) for m, projection in self.projections.items()], dim=1)
-        ends_NM2, z_NMD = ends(z_NMD, torch.stack([self.receiver, self.source], dim=1))
+        ends_NM2 = ends(z_NMD, torch.stack([self.receiver, self.source], dim=1))
         attention = self.dropout(self._attention(ends_NM2, window_mask(batch, hood), hood))
         received = zip(self.modalities, _receive(attention, z_NMD, hood).unbind(1), strict=True)
         mixed = {m: self.norms[m](rows[m], self.outputs[m](x_ND)) for m, x_ND in received}

@@ -78,7 +78,7 @@ class GraphAttention(nn.Module):
     def attention_maps(self, x_NI: Tensor, graph: RelationGraph) -> Tensor:
         """(N, I) → (N, H, N): how much each row receives from each; for inspection."""
         scores = self.scores()
-        ends_NM2, _ = ends(torch.einsum("ni,hid->nhd", x_NI, self.weight), scores.of_ends)
+        ends_NM2 = ends(torch.einsum("ni,hid->nhd", x_NI, self.weight), scores.of_ends)
         attention = attention_band(ends_NM2, scores.relations(), self.coefficients(), graph, dropout=0.0)
         # What each receives where row j's value is unit vector j.
         return receive(attention, torch.eye(len(x_NI), device=x_NI.device), graph)
