@@ -29,7 +29,7 @@ from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import EmotionRecognition, load_checkpoint
 from merc.models.precision import multiplies_bfloat16, multiply_with
 from merc.ranges import refuse_out_of_range
-from merc.reporting.corpus import describe_corpus
+from merc.reporting.corpus import record_corpus, refuse_other_features
 from merc.reporting.costs import measure_costs
 from merc.reporting.environment import describe_environment
 from merc.reporting.history import summarize
@@ -87,7 +87,9 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
     if not _sweeping():  # in a sweep the run's folder keeps the message
         refuse_mistakes(config)
     with claim(folder, config, resume=cfg.resume, overwrite=cfg.overwrite):
-        if not folder.finished:
+        if folder.finished:
+            refuse_other_features(folder)
+        else:
             if _sweeping():
                 refuse_mistakes(config)
             write_json(folder.environment, describe_environment())
@@ -197,6 +199,8 @@ def fit_run(config: dict[str, Any], folder: RunFolder, group: str, observers: Se
             logger=logger or False,
             default_root_dir=folder.path,
         )
+        if trainer.is_global_zero:
+            record_corpus(folder, data)
         if has_room(trainer.strategy.root_device, data.feature_bytes):
             data.reside(trainer.strategy.root_device)
         checkpoint = folder.last if config["resume"] and folder.last.exists() else None
@@ -324,7 +328,6 @@ def close_run(
         for split in data.evaluation_splits
     }
     write_predictions(folder.predictions, splits)
-    write_json(folder.corpus, describe_corpus(data))
     write_json(folder.costs, measure_costs(trainer, module, data, recorder.history))
     write_json(folder.metrics, metrics)
     if logger is not None:

@@ -227,12 +227,17 @@ class CorpusInfo:
         label_names: the classes, in id order.
         speaker_slots: most speakers that a dialogue may have.
         class_counts: utterances of each class in the training split.
+        scales: modality → the D_m means that were subtracted from its features, and the D_m divisors; None: features
+            are as they came.
+        fingerprint: of the feature store, see :func:`merc.data.store.fingerprint`; None: there is none.
     """
 
     dims: dict[str, int]
     label_names: tuple[str, ...]
     speaker_slots: int
     class_counts: tuple[int, ...]
+    scales: Mapping[str, tuple[list[float], list[float]]] | None = None
+    fingerprint: str | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -245,6 +250,8 @@ class CorpusInfo:
             "label_names": list(self.label_names),
             "speaker_slots": self.speaker_slots,
             "class_counts": list(self.class_counts),
+            "scales": self.scales,
+            "fingerprint": self.fingerprint,
         }
 
     @classmethod
@@ -255,6 +262,8 @@ class CorpusInfo:
             label_names=tuple(value["label_names"]),
             speaker_slots=value["speaker_slots"],
             class_counts=tuple(value["class_counts"]),
+            scales=value["scales"],
+            fingerprint=value["fingerprint"],
         )
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from merc.data.conversation import MODALITIES, Conversations, CorpusInfo, Features
 from merc.data.corpora import CORPORA, IEMOCAP, MELD, Corpus
-from merc.data.store import read_store
+from merc.data.store import fingerprint, read_store
 from merc.data.synthetic import generate
 from merc.errors import MercError, check_choice, nearest
 
@@ -27,6 +27,7 @@ SPLIT_RULES = ("official", "merged")
 STANDARDIZERS = ("none", "zscore")
 
 BoolArray = NDArray[np.bool_]
+Scales = Mapping[str, tuple[list[float], list[float]]]
 
 
 class EpochShuffle(Sampler[int]):
@@ -88,6 +89,8 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         seed: of the order of dialogues and of ``validation_fraction``.
 
     Attributes:
+        scales: modality → what ``zscore`` subtracts from its features and divides them by; set before :meth:`setup`
+            where a model was trained with others than those of this training part.
         parts: train, validation (unless merged) and test; after :meth:`setup`.
         info: what a model must know of the corpus; after :meth:`setup`.
 
@@ -96,6 +99,7 @@ class ConversationDataModule(L.LightningDataModule, ABC):
     """
 
     corpus: Corpus | None = None
+    scales: Scales | None = None
     parts: dict[str, Conversations]
     info: CorpusInfo
 
@@ -142,13 +146,16 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         speaker_slots = self._speaker_slots(conversations)
         parts = self._divide(conversations)
         if self.standardize == "zscore":
-            parts = zscore(parts)
+            self.scales = self.scales or scales_of(parts["train"])
+            parts = {split: _scaled(part, self.scales) for split, part in parts.items()}
         class_counts = torch.bincount(parts["train"].labels, minlength=len(conversations.label_names))
         self.info = CorpusInfo(
             dims=conversations.dims,
             label_names=conversations.label_names,
             speaker_slots=speaker_slots,
             class_counts=tuple(class_counts.tolist()),
+            scales=self.scales,
+            fingerprint=self.fingerprint,
         )
         self.parts = parts
 
@@ -159,6 +166,11 @@ class ConversationDataModule(L.LightningDataModule, ABC):
             device: with room for all features.
         """
         self._resident = {split: part.to(device) for split, part in self.parts.items()}
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What tells the data from others of the same configuration; None: nothing need."""
+        return None
 
     @property
     def feature_bytes(self) -> int:
@@ -284,6 +296,11 @@ class CustomDataModule(ConversationDataModule):
             )
         return read_store(self.store, self.modalities, verify=self.verify)
 
+    @property
+    def fingerprint(self) -> str | None:
+        """That of the store."""
+        return fingerprint(self.store)
+
 
 class MELDDataModule(CustomDataModule):
     """MELD from a feature store; arguments as :class:`CustomDataModule`."""
@@ -358,17 +375,21 @@ class SyntheticDataModule(ConversationDataModule):
         )
 
 
-def zscore(parts: Mapping[str, Conversations]) -> dict[str, Conversations]:
-    """Every feature dimension minus its mean, over its standard deviation, both of the part ``train``.
+def scales_of(train: Conversations) -> Scales:
+    """Modality → the D_m means of its features and the D_m standard deviations; 1 where a dimension is constant."""
+    features = Features.of(train.features)
+    moments = {modality: _mean_and_scale(features, modality) for modality in features}
+    return {modality: (mean.tolist(), divisor.tolist()) for modality, (mean, divisor) in moments.items()}
 
-    A dimension that is constant in training is only centred.
 
-    Args:
-        parts: split → conversations with (N, D_m) features per modality.
-    """
-    train = Features.of(parts["train"].features)
-    scales = {modality: _mean_and_scale(train, modality) for modality in train}
-    return {split: replace(part, features=Features.of(part.features).scaled(scales)) for split, part in parts.items()}
+def _scaled(part: Conversations, scales: Scales) -> Conversations:
+    """Every feature minus its mean, over its divisor."""
+    doubles = {m: (_doubles(mean), _doubles(divisor)) for m, (mean, divisor) in scales.items()}
+    return replace(part, features=Features.of(part.features).scaled(doubles))
+
+
+def _doubles(numbers: Sequence[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _mean_and_scale(features: Features, modality: str) -> tuple[Tensor, Tensor]:

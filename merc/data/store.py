@@ -156,6 +156,15 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def fingerprint(path: Path) -> str:
+    """The SHA-256 of what a feature store holds; where it lies and what it was made from do not matter.
+
+    Raises:
+        MercError: as :func:`read_meta`.
+    """
+    return _digest(read_meta(path)["files"])
+
+
 def check(conversations: Conversations) -> None:
     """Whether a corpus is fit to be stored: every rule that readers rely on.
 

@@ -1,14 +1,59 @@
-"""What a run was trained and evaluated on, in numbers: the content of corpus.json."""
+"""What a run was trained and evaluated on: corpus.json."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from merc.data.conversation import Conversations
 from merc.data.datamodule import ConversationDataModule
+from merc.data.store import fingerprint
+from merc.errors import MercError
+from merc.files import write_json
+from merc.reporting.run_folder import RunFolder
 
 TOGETHER = "train+validation"
 """Training and validation, as papers count them."""
+
+
+def record_corpus(folder: RunFolder, data: ConversationDataModule) -> None:
+    """Write corpus.json; of a run that goes on, see that it goes on with the same data.
+
+    Args:
+        folder: of the run, claimed.
+        data: set up.
+
+    Raises:
+        MercError: the run began with other data.
+    """
+    content = {"fingerprint": data.fingerprint, "splits": describe_corpus(data)}
+    if folder.corpus.exists() and json.loads(folder.corpus.read_text(encoding="utf-8")) != content:
+        raise _other_data(folder)
+    write_json(folder.corpus, content)
+
+
+def refuse_other_features(folder: RunFolder) -> None:
+    """Refuse a run whose feature store was replaced since: its scores are not of what is there now.
+
+    Raises:
+        MercError: it was.
+    """
+    if not folder.corpus.exists():
+        return
+    store = OmegaConf.select(OmegaConf.load(folder.config), "data.store")
+    there = json.loads(folder.corpus.read_text(encoding="utf-8"))["fingerprint"]
+    if store is not None and Path(store).exists() and there != fingerprint(Path(store)):
+        raise _other_data(folder)
+
+
+def _other_data(folder: RunFolder) -> MercError:
+    return MercError(
+        f"The run in {folder.path} was trained on other data than there are now: its feature store was replaced. "
+        "Add overwrite=true to train it again, or prepare the new features in a folder of their own and name it with "
+        "data.store=…."
+    )
 
 
 def describe_corpus(data: ConversationDataModule) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ predictions.parquet  every utterance of the evaluated splits, from the selected 
 checkpoints/         last.ckpt (complete, every epoch or as often as the disk allows), selected.ckpt (weights of the
                      best validation epoch)
 costs.json           parameters, operations, seconds of training and of inference
-corpus.json          dialogues, utterances and classes of every split
+corpus.json          dialogues, utterances and classes of every split, and the fingerprint of the feature store
 profile.txt          operators of training steps by their time, with trace.json, after debug=profiler
 robustness.json      scores under noise and without modalities, when `python -m merc.evaluate` was asked for them
 """

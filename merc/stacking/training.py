@@ -21,6 +21,7 @@ from merc.data.stacked import Frame
 from merc.files import write_json
 from merc.memory import has_room, keep_freed_memory
 from merc.models.lightning_module import load_checkpoint
+from merc.reporting.corpus import record_corpus, refuse_other_features
 from merc.reporting.environment import describe_environment
 from merc.reporting.loggers import open_logger
 from merc.reporting.progress import TrainingProgress
@@ -105,6 +106,7 @@ class _Run:
         try:
             self.claimed.enter_context(claim(self.folder, self.config, resume=resume, overwrite=overwrite))
             if self.folder.finished:
+                refuse_other_features(self.folder)
                 show_scores(self.folder)
             else:
                 if resume and self.folder.last.exists():
@@ -171,6 +173,8 @@ def _fit(runs: Sequence[_Run]) -> None:
     """What :func:`merc.train.fit_run` does, for all seeds at once."""
     refuse_stacking([run.config for run in runs])
     built = [build_run(run.config, Member) for run in runs]
+    for run, (data, _) in zip(runs, built, strict=True):
+        record_corpus(run.folder, data)
     with ExitStack() as opened:
         loggers = [opened.enter_context(open_logger(run.config, run.folder, run.group)) for run in runs]
         _fit_built(runs, [data for data, _ in built], [module for _, module in built], loggers)

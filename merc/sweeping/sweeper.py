@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from merc.cli import Command, report
 from merc.errors import MercError
+from merc.reporting.corpus import refuse_other_features
 from merc.reporting.run_folder import RunFolder
 from merc.sweeping.job import Outcome, Result, SweepJob
 from merc.sweeping.manifest import Job
@@ -58,7 +59,8 @@ class Sweep:
             arguments: the task overrides of the command line.
 
         Raises:
-            MercError: the sweep cannot be planned, or jobs failed.
+            MercError: the sweep cannot be planned, a finished run is of other features than there are now, or jobs
+                failed.
             KeyboardInterrupt: the sweep was stopped.
         """
         plans = self.planner.expand(arguments)
@@ -76,6 +78,8 @@ class Sweep:
             for job in plan.jobs
             if plan.overwrite or not RunFolder(plan.run_root / job.run).finished
         }
+        for path in jobs.keys() - waiting:
+            refuse_other_features(RunFolder(path))
         try:
             outcomes = self._run(groups, waiting)
         except KeyboardInterrupt as interrupt:

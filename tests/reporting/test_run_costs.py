@@ -46,7 +46,7 @@ def test_costs_of_a_model_of_linear_maps(tmp_path: Path) -> None:
     with folder.history.open() as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     assert costs["train_seconds"] == pytest.approx(sum(seconds))
-    utterances = json.loads(folder.corpus.read_text())["train"]["utterances"]
+    utterances = json.loads(folder.corpus.read_text())["splits"]["train"]["utterances"]
     assert costs["train_utterances_per_second"] == pytest.approx(utterances / costs["train_seconds_per_epoch"])
 
 

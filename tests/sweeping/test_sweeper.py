@@ -11,6 +11,9 @@ import pytest
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
+from merc.data.corpora import MELD
+from merc.data.store import write_store
+from merc.data.synthetic import generate
 from merc.reporting.run_folder import RunFolder
 from merc.sweeping.manifest import Job, find_manifests, read_manifest
 from merc.sweeping.sweeper import _groups, _only, _overrides
@@ -100,6 +103,20 @@ def test_a_job_of_another_process_is_left_alone(sweep: Sweep) -> None:
         assert folder.read_status()["pid"] == other.pid
         other.kill()
     assert sweep(*EXPERIMENT, "seed=1")[1].splitlines()[-1] == "Sweep of 3 jobs: 2 finished before, 1 done"
+
+
+def test_runs_of_features_that_were_replaced_are_not_taken_for_finished(sweep: Sweep, tmp_path: Path) -> None:
+    def prepare(seed: int) -> None:
+        conversations = generate(MELD, size=0.02, seed=seed, dims={"text": 6, "audio": 4, "visual": 3})
+        write_store(tmp_path / "store", conversations, corpus=None, sources={}, overwrite=True)
+
+    arguments = (*(a for a in TINY if not a.startswith("data")), "data=custom", f"data.store={tmp_path / 'store'}")
+    prepare(seed=1)
+    assert sweep(*arguments, "seed=1")[1].splitlines()[-1] == "Sweep of 1 jobs: 1 done"
+    prepare(seed=2)
+    status, _, err = sweep(*arguments, "seed=1")
+    assert (status, "trained on other data" in err) == (1, True)
+    assert sweep(*arguments, "seed=1", "overwrite=true")[1].splitlines()[-1] == "Sweep of 1 jobs: 1 done"
 
 
 def test_a_single_run_of_an_experiment_is_refused(command: Sweep) -> None:

@@ -120,7 +120,7 @@ class Run:
 
         The content of corpus.json, which knows the training split too, else of the splits that were evaluated.
         """
-        return _json(self.folder.path / "corpus.json") or {
+        return _json(self.folder.corpus).get("splits") or {
             split: predictions.counts for split, predictions in self.splits.items()
         }
 
