@@ -61,7 +61,7 @@ struct Node : torch::autograd::Function<Operation> {
   // The same, with nodes that refuse to be differentiated.
   static variable_list refusing(variable_list gradients) {
     const auto refusal = c10::make_intrusive<torch::autograd::DelayedError>(
-        "merc's operators cannot be differentiated twice; without them, MERC_KERNELS=off, it can be done.",
+        "merc's operators cannot be differentiated twice; MERC_KERNELS=off leaves most of them to PyTorch, whose can.",
         static_cast<int64_t>(gradients.size()));
     for (Tensor& gradient : gradients)  // what needs no gradient would get no node
       if (gradient.defined()) gradient = gradient.detach().requires_grad_();
