@@ -209,7 +209,10 @@ BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "unknown split": (changed(2, split="trian"), {}, "row 3 has the split 'trian'.*'train'"),
     "two splits": (changed(0, split="test"), {}, "dialogue 'a' is in two splits, train and test"),
     "no speaker": (changed(3, speaker=""), {}, "row 4 has no speaker"),
-    "position": (changed(3, position="first"), {}, "row 4 has the position 'first'"),
+    "position": (changed(3, position="first"), {}, "row 4 .*'c0' of dialogue 'c' the position 'first', .* no finite"),
+    "no position": (changed(0, position="nan"), {}, r"row 1 .*'a1' of dialogue 'a' .*'nan'.*columns\.position=null"),
+    "far position": (changed(0, position="inf"), {}, "row 1 .*'inf', which is no finite number"),
+    "same position": (changed(0, position="0.0"), {}, "'a0' of dialogue 'a' the position '0', which row 1 has too"),
     "same id": (changed(3, utterance="a0"), {}, "utterance id 'a0' 2 times"),
     "no features": (UTTERANCES, {"features": {"text": None}}, "No table of features"),
     "no split": ([{k: v for k, v in r.items() if k != "split"} for r in UTTERANCES], {}, "no column 'split'"),
@@ -357,6 +360,8 @@ def test_bad_meld(tmp_path: Path) -> None:
         meld(tmp_path, [meld_row(0, 0, "Al", "joy") | {"Dialogue_ID": "x"}]).read()
     with pytest.raises(MercError, match="'train/dia0_utt0' 2 times"):
         meld(tmp_path, [meld_row(0, 0, "Al", "joy"), meld_row(0, 0, "Al", "joy")]).read()
+    with pytest.raises(MercError, match="'train/dia0_utt0' 2 times"):
+        meld(tmp_path, [meld_row(0, 0, "Al", "joy"), meld_row(0, 0, "Al", "joy") | {"Utterance_ID": "00"}]).read()
     meld(tmp_path)
     np.savez(tmp_path / "text_dev.npz", ids=np.array(["dia0_utt0"]), features=np.ones((1, 3)))
     with pytest.raises(MercError, match=r"different numbers of features: 2 .* and 3"):

@@ -74,7 +74,7 @@ def _annotations(path: Path, split: str) -> list[Annotation]:
             )
     rows = zip(*(table[name] for name in COLUMNS), strict=True)
     try:
-        ordered = sorted(rows, key=lambda row: (int(row[3]), int(row[4])))
+        ordered = sorted(((int(d), int(u), *row) for *row, d, u in rows), key=lambda row: row[:2])
     except ValueError as error:
         raise MercError(f"{path}: Dialogue_ID and Utterance_ID must be whole numbers ({error}).") from error
     return [
@@ -86,5 +86,5 @@ def _annotations(path: Path, split: str) -> list[Annotation]:
             split=OFFICIAL_SPLITS[split],
             text=text,
         )
-        for text, speaker, label, dialogue, utterance in ordered
+        for dialogue, utterance, text, speaker, label in ordered
     ]

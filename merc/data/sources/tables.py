@@ -4,6 +4,7 @@ Both are described in :mod:`merc.data.sources.table_files`. A row of features ma
 reported.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,8 +80,8 @@ class UtteranceTables:
         """Read all tables.
 
         Raises:
-            MercError: a table is missing, damaged or lacks a column, ids are ambiguous or match nothing, features are
-                ragged, or a label or split is unknown.
+            MercError: a table is missing, damaged or lacks a column, positions are not finite or repeated, ids are
+                ambiguous or match nothing, features are ragged, or a label or split is unknown.
         """
         path = Path(self.utterances)
         annotations = self._annotations(path)
@@ -96,10 +97,8 @@ class UtteranceTables:
         values = self._columns(path, read_strings(path))
         dialogues = values["dialogue"]
         first = {name: row for row, name in reversed(list(enumerate(dialogues)))}
-        positions = [_position(path, row, cell) for row, cell in enumerate(values.get("position", []))]
-        order = sorted(
-            range(len(dialogues)), key=lambda row: (first[dialogues[row]], positions[row] if positions else row)
-        )
+        positions = _positions(path, values) if "position" in values else range(len(dialogues))
+        order = sorted(range(len(dialogues)), key=lambda row: (first[dialogues[row]], positions[row]))
         return [
             Annotation(
                 dialogue=dialogues[row],
@@ -159,14 +158,27 @@ class UtteranceTables:
         return tuple(sorted({annotation.label.strip().lower() for annotation in annotations}))
 
 
-def _position(path: Path, row: int, value: str) -> float:
+def _positions(path: Path, values: Mapping[str, Sequence[str]]) -> list[float]:
+    """The position of every row, finite and its own in the dialogue."""
+    rows: dict[tuple[str, float], int] = {}
+    cells = zip(values["dialogue"], values["utterance"], values["position"], strict=True)
+    for row, (dialogue, utterance, cell) in enumerate(cells):
+        position = _number(cell)
+        other = rows.setdefault((dialogue, position), row)
+        if other != row or not math.isfinite(position):
+            problem = f"which row {other + 1} has too" if other != row else "which is no finite number"
+            raise MercError(
+                f"{path}: row {row + 1} gives utterance '{utterance}' of dialogue '{dialogue}' the position "
+                f"'{cell}', {problem}. Correct it, or use the order of the rows with columns.position=null."
+            )
+    return [position for _, position in rows]
+
+
+def _number(cell: str) -> float:
     try:
-        return float(value)
+        return float(cell)
     except ValueError:
-        raise MercError(
-            f"{path}: row {row + 1} has the position '{value}', which is not a number. Correct it, or use the order of "
-            "the rows with columns.position=null."
-        ) from None
+        return math.nan
 
 
 def join(
