@@ -11,7 +11,7 @@ from pathlib import Path
 
 from merc.data.corpora import MELD
 from merc.data.sources.extract import Extract
-from merc.data.sources.table_files import FeatureTable, read_features, read_strings
+from merc.data.sources.table_files import FeatureTable, column_of, read_features, read_strings
 from merc.data.sources.tables import Annotation, join
 from merc.errors import MercError, nearest
 
@@ -30,13 +30,13 @@ class MeldCsv:
         features: modality → path of its tables, with ``{split}`` or ``*`` where train, dev and test go; None leaves the
             modality out.
         id_column: of the feature tables, see :func:`merc.data.sources.table_files.read_features`.
-        features_column: of the feature tables, see :func:`merc.data.sources.table_files.read_features`.
+        features_column: likewise; a mapping modality → name where they have different ones.
     """
 
     annotations: str
     features: Mapping[str, str | None]
     id_column: str | None = None
-    features_column: str | None = None
+    features_column: str | Mapping[str, str | None] | None = None
 
     def read(self) -> Extract:
         """Read annotations and features of the three splits.
@@ -61,7 +61,8 @@ class MeldCsv:
                 f"features.{modality}={template} is one file, but MELD's utterance ids are unique in a split only. "
                 "Give one file per split, with * where train, dev and test go."
             )
-        return read_features(Path(path), self.id_column, self.features_column).prefixed(f"{split}/")
+        column = column_of(modality, self.features_column)
+        return read_features(Path(path), self.id_column, column).prefixed(f"{split}/")
 
 
 def _annotations(path: Path, split: str) -> list[Annotation]:

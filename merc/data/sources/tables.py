@@ -19,7 +19,7 @@ from merc.data.completeness import EXAMPLES, Surplus
 from merc.data.conversation import Conversations
 from merc.data.corpora import CORPORA
 from merc.data.sources.extract import Extract, label_id
-from merc.data.sources.table_files import FeatureTable, read_features, read_strings
+from merc.data.sources.table_files import FeatureTable, column_of, read_features, read_strings
 from merc.errors import MercError, nearest
 from merc.files import sha256
 
@@ -65,7 +65,7 @@ class UtteranceTables:
         labels: the classes in id order; None: those of the corpus, else those of the table in alphabetical order.
         corpus: ``meld``, ``iemocap`` or None.
         id_column: of the feature tables, see :func:`merc.data.sources.table_files.read_features`.
-        features_column: of the feature tables, see :func:`merc.data.sources.table_files.read_features`.
+        features_column: likewise; a mapping modality → name where they have different ones.
     """
 
     utterances: str
@@ -74,7 +74,7 @@ class UtteranceTables:
     labels: Sequence[str] | None = None
     corpus: str | None = None
     id_column: str | None = None
-    features_column: str | None = None
+    features_column: str | Mapping[str, str | None] | None = None
 
     def read(self) -> Extract:
         """Read all tables.
@@ -86,7 +86,7 @@ class UtteranceTables:
         path = Path(self.utterances)
         annotations = self._annotations(path)
         tables = {
-            modality: [read_features(Path(file), self.id_column, self.features_column)]
+            modality: [read_features(Path(file), self.id_column, column_of(modality, self.features_column))]
             for modality, file in self.features.items()
             if file is not None
         }
