@@ -18,8 +18,9 @@ def _explain_os_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        kept = f"What was there is in {_aside(target)}" if _was_left_aside(target) else "Nothing was changed there"
         raise MercError(
-            f"Cannot write {target}: {error.strerror or error}. Nothing was changed there. "
+            f"Cannot write {target}: {error.strerror or error}. {kept}. "
             "Free some space or choose a folder that you may write to, then run the same command again."
         ) from error
 
@@ -63,16 +64,21 @@ def discard_temporaries(target: Path) -> None:
 def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``target``; on success it becomes ``target``.
 
+    A folder that it replaces waits aside for it, and comes back if it fails; after a kill in between, at the next call.
+
     Args:
-        target: the folder to create.
+        target: the folder to create, or a link to it.
         overwrite: replace an existing folder; without it an existing folder is an error.
 
     Raises:
         MercError: ``target`` exists and ``overwrite`` is false, the disk is full, or the parent cannot be written.
     """
-    if target.exists() and not overwrite:
-        raise MercError(f"{target} already exists. Choose another folder, or add overwrite=true to replace it.")
+    target = target.resolve()
     with _explain_os_errors(target):
+        if _was_left_aside(target):
+            os.replace(_aside(target), target)
+        if target.exists() and not overwrite:
+            raise MercError(f"{target} already exists. Choose another folder, or add overwrite=true to replace it.")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
@@ -81,14 +87,31 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             for path in temporary.rglob("*"):
                 _sync(path)
             if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-                os.replace(target, old)
-                os.replace(temporary, target)
-                shutil.rmtree(old)
+                _exchange(temporary, target)
             else:
                 os.replace(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """Swap two folders, or change nothing."""
+    aside = _aside(target)
+    shutil.rmtree(aside, ignore_errors=True)  # of a process killed after the new one took its place
+    os.replace(target, aside)
+    try:
+        os.replace(new, target)
+    finally:
+        os.replace(aside, new if target.exists() else target)
+
+
+def _aside(target: Path) -> Path:
+    """Where a folder waits for another to take its place; no temporary one is ever called so."""
+    return target.with_name(f".{target.name}.merc-old")
+
+
+def _was_left_aside(target: Path) -> bool:
+    return _aside(target).exists() and not target.exists()
 
 
 def write_text(target: Path, text: str) -> None:

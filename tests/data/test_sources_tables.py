@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
+from merc.config import compose, instantiate
 from merc.data.completeness import Surplus
 from merc.data.corpora import IEMOCAP, MELD
 from merc.data.sources import Extract, MeldCsv, UtteranceTables
@@ -126,6 +127,49 @@ def test_column_names_may_be_given(tmp_path: Path) -> None:
         read_features(tmp_path / "f.npz", "nams", "x")
 
 
+def test_every_modality_may_have_a_column_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "f.parquet"
+    columns = {"id": list(IDS), "words": (ROWS * 10).tolist(), "mfcc": ROWS.tolist(), "seconds": [0.5] * 4}
+    pq.write_table(pa.table(columns), file)
+    settings = ["source=tables", f"utterances={write_csv(tmp_path / 'u.csv', UTTERANCES)}", f"out={tmp_path / 's'}"]
+    settings += [f"features.text={file}", f"features.audio={file}", "features_column.text=words"]
+    got = instantiate(compose([*settings, "features_column.audio=mfcc"], "prepare").source).read().conversations
+    assert got.features["text"].tolist() == (ROWS * 10).tolist()
+    assert got.features["audio"].tolist() == ROWS.tolist()
+    with pytest.raises(MercError, match=r"several .*: words, mfcc, seconds\..*features_column\.audio="):
+        instantiate(compose(settings, "prepare").source).read()
+    got = instantiate(compose([*settings[:-1], "features_column=seconds"], "prepare").source).read().conversations
+    assert got.features["text"].tolist() == got.features["audio"].tolist() == [[0.5]] * 4
+
+
+def test_numbers_beside_a_list_are_not_dropped_silently(tmp_path: Path) -> None:
+    file = tmp_path / "f.parquet"
+    pq.write_table(pa.table({"id": list(IDS), "vector": ROWS.tolist(), "seconds": [1, 2, 3, 4]}), file)
+    with pytest.raises(MercError, match=r"several .*: vector, seconds\. Name one with features_column="):
+        read_features(file)
+    assert np.array_equal(read_features(file, features_column="vector").rows, ROWS)
+    pq.write_table(pa.table({"id": list(IDS), "vector": ROWS.tolist(), "said": list("wxyz")}), file)
+    assert np.array_equal(read_features(file, "id").rows, ROWS)  # words cannot be meant
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_column_that_is_not_there(tmp_path: Path, kind: str) -> None:
+    write, name = FORMATS[kind]
+    write(tmp_path / name)
+    by_id = kind.endswith("by id")
+    message = "no array of ids.*features_column=vecto chooses none" if by_id else "no 'vecto'.*Correct features_column="
+    with pytest.raises(MercError, match=message):
+        read_features(tmp_path / name, features_column="vecto")
+
+
+@pytest.mark.parametrize(("kind", "column"), [("csv", "energy"), ("parquet columns", "y")])
+def test_one_column_of_numbers(tmp_path: Path, kind: str, column: str) -> None:
+    write, name = FORMATS[kind]
+    write(tmp_path / name)
+    got = read_features(tmp_path / name, features_column=column)
+    assert (got.rows.tolist(), got.columns) == (ROWS[:, 1:].tolist(), (column,))
+
+
 def test_ambiguous_or_wrong_tables(tmp_path: Path) -> None:
     write_csv(tmp_path / "two.csv", [{"a": "x", "b": "y", "c": 1}])
     with pytest.raises(MercError, match=r"2 columns of strings \(a, b\).*id_column="):
@@ -209,7 +253,10 @@ BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "unknown split": (changed(2, split="trian"), {}, "row 3 has the split 'trian'.*'train'"),
     "two splits": (changed(0, split="test"), {}, "dialogue 'a' is in two splits, train and test"),
     "no speaker": (changed(3, speaker=""), {}, "row 4 has no speaker"),
-    "position": (changed(3, position="first"), {}, "row 4 has the position 'first'"),
+    "position": (changed(3, position="first"), {}, "row 4 .*'c0' of dialogue 'c' the position 'first', .* no finite"),
+    "no position": (changed(0, position="nan"), {}, r"row 1 .*'a1' of dialogue 'a' .*'nan'.*columns\.position=null"),
+    "far position": (changed(0, position="inf"), {}, "row 1 .*'inf', which is no finite number"),
+    "same position": (changed(0, position="0.0"), {}, "'a0' of dialogue 'a' the position '0', which row 1 has too"),
     "same id": (changed(3, utterance="a0"), {}, "utterance id 'a0' 2 times"),
     "no features": (UTTERANCES, {"features": {"text": None}}, "No table of features"),
     "no split": ([{k: v for k, v in r.items() if k != "split"} for r in UTTERANCES], {}, "no column 'split'"),
@@ -357,6 +404,8 @@ def test_bad_meld(tmp_path: Path) -> None:
         meld(tmp_path, [meld_row(0, 0, "Al", "joy") | {"Dialogue_ID": "x"}]).read()
     with pytest.raises(MercError, match="'train/dia0_utt0' 2 times"):
         meld(tmp_path, [meld_row(0, 0, "Al", "joy"), meld_row(0, 0, "Al", "joy")]).read()
+    with pytest.raises(MercError, match="'train/dia0_utt0' 2 times"):
+        meld(tmp_path, [meld_row(0, 0, "Al", "joy"), meld_row(0, 0, "Al", "joy") | {"Utterance_ID": "00"}]).read()
     meld(tmp_path)
     np.savez(tmp_path / "text_dev.npz", ids=np.array(["dia0_utt0"]), features=np.ones((1, 3)))
     with pytest.raises(MercError, match=r"different numbers of features: 2 .* and 3"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from merc.data.corpora import MELD
 from merc.data.sources.extract import Extract
-from merc.data.sources.table_files import FeatureTable, read_features, read_strings
+from merc.data.sources.table_files import FeatureTable, column_of, read_features, read_strings
 from merc.data.sources.tables import Annotation, join
 from merc.errors import MercError, nearest
 
@@ -30,13 +30,13 @@ class MeldCsv:
         features: modality → path of its tables, with ``{split}`` or ``*`` where train, dev and test go; None leaves the
             modality out.
         id_column: of the feature tables, see :func:`merc.data.sources.table_files.read_features`.
-        features_column: of the feature tables, see :func:`merc.data.sources.table_files.read_features`.
+        features_column: likewise; a mapping modality → name where they have different ones.
     """
 
     annotations: str
     features: Mapping[str, str | None]
     id_column: str | None = None
-    features_column: str | None = None
+    features_column: str | Mapping[str, str | None] | None = None
 
     def read(self) -> Extract:
         """Read annotations and features of the three splits.
@@ -61,7 +61,8 @@ class MeldCsv:
                 f"features.{modality}={template} is one file, but MELD's utterance ids are unique in a split only. "
                 "Give one file per split, with * where train, dev and test go."
             )
-        return read_features(Path(path), self.id_column, self.features_column).prefixed(f"{split}/")
+        column = column_of(modality, self.features_column)
+        return read_features(Path(path), self.id_column, column).prefixed(f"{split}/")
 
 
 def _annotations(path: Path, split: str) -> list[Annotation]:
@@ -74,7 +75,7 @@ def _annotations(path: Path, split: str) -> list[Annotation]:
             )
     rows = zip(*(table[name] for name in COLUMNS), strict=True)
     try:
-        ordered = sorted(rows, key=lambda row: (int(row[3]), int(row[4])))
+        ordered = sorted(((int(d), int(u), *row) for *row, d, u in rows), key=lambda row: row[:2])
     except ValueError as error:
         raise MercError(f"{path}: Dialogue_ID and Utterance_ID must be whole numbers ({error}).") from error
     return [
@@ -86,5 +87,5 @@ def _annotations(path: Path, split: str) -> list[Annotation]:
             split=OFFICIAL_SPLITS[split],
             text=text,
         )
-        for text, speaker, label, dialogue, utterance in ordered
+        for dialogue, utterance, text, speaker, label in ordered
     ]

@@ -3,7 +3,8 @@
 Tables of features are keyed by utterance id, with or without the extension of a media file (``dia0_utt3.wav``):
 
 * CSV: an id column and numeric columns.
-* Parquet: an id column and numeric columns, or an id column and one column of lists.
+* Parquet: an id column and numeric columns, or an id column and one column of lists; of several, ``features_column``
+  chooses one.
 * NPZ: the arrays ``ids`` (strings) and ``features`` (rows × D), or one vector per utterance under its id.
 * safetensors: the tensor ``features`` (rows × D) with the metadata entry ``ids``, a JSON list; or one vector per
   utterance under its id.
@@ -13,7 +14,7 @@ import csv
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from merc.data.completeness import EXAMPLES
 from merc.data.sources.progress import progress
 from merc.errors import MercError, nearest
 
@@ -81,16 +83,24 @@ def read_strings(path: Path) -> dict[str, list[str]]:
     return {name: [row[index] for row in rows] for index, name in enumerate(header)}
 
 
+def column_of(modality: str, features_column: str | Mapping[str, str | None] | None) -> str | None:
+    """The ``features_column`` of one modality: the one of all, or its own in a mapping; None where it has none."""
+    name = features_column.get(modality) if isinstance(features_column, Mapping) else features_column
+    return None if name is None else str(name)
+
+
 def read_features(path: Path, id_column: str | None = None, features_column: str | None = None) -> FeatureTable:
     """A table of features: CSV, Parquet, NPZ or safetensors, see the module.
 
     Args:
         path: the file; its extension tells the format.
         id_column: column or array with the utterance ids; None: the only column of strings, or ``ids``.
-        features_column: column of lists, or array, with the features; None: every numeric column, or ``features``.
+        features_column: column of lists or numbers, or array, with the features; None: the only column of lists, else
+            every numeric column, or ``features``.
 
     Raises:
-        MercError: the file is missing, damaged or ragged, or its columns do not tell ids from features.
+        MercError: the file is missing, damaged or ragged, its columns do not tell ids from features or leave a choice
+            of features, or it has none of the name given.
     """
     _check_file(path)
     readers: dict[str, Callable[[Path, str | None, str | None], FeatureTable]] = {
@@ -137,7 +147,8 @@ def _read_csv(path: Path, id_column: str | None, features_column: str | None) ->
     types = {} if id_column is None else {id_column: pa.string()}
     options = pa.csv.ConvertOptions(column_types=types)
     parse = pa.csv.ParseOptions(newlines_in_values=True)
-    return _from_arrow(path, pa.csv.read_csv(path, parse_options=parse, convert_options=options), id_column, None)
+    table = pa.csv.read_csv(path, parse_options=parse, convert_options=options)
+    return _from_arrow(path, table, id_column, features_column)
 
 
 def _read_parquet(path: Path, id_column: str | None, features_column: str | None) -> FeatureTable:
@@ -156,17 +167,34 @@ def _from_arrow(path: Path, table: pa.Table, id_column: str | None, features_col
     key = strings[0] if id_column is None else id_column
     _require(path, key, table.column_names, "id_column")
     ids = tuple(str(value) for value in table[key].to_pylist())
-    lists = [name for name in table.column_names if _is_list(table.schema.field(name).type)]
-    if features_column is not None or lists:
-        name = features_column or lists[0]
-        _require(path, name, table.column_names, "features_column")
-        return FeatureTable(path, ids, _stack(path, ids, table[name].to_pylist()))
-    columns = [name for name in table.column_names if name != key]
-    for name in columns:
-        if not _is_number(table.schema.field(name).type):
-            raise MercError(f"{path}: the column '{name}' is not numeric. Remove it from the table of features.")
+    columns = _feature_columns(path, table.schema.remove(table.schema.get_field_index(key)), features_column)
+    if len(columns) == 1 and _is_list(table.schema.field(columns[0]).type):
+        return FeatureTable(path, ids, _stack(path, ids, table[columns[0]].to_pylist()))
     rows = np.stack([_float32(table[name].cast(pa.float64()).to_numpy()) for name in columns], axis=1)
     return FeatureTable(path, ids, rows, tuple(columns))
+
+
+def _feature_columns(path: Path, fields: pa.Schema, features_column: str | None) -> list[str]:
+    """One column of lists, or numeric ones."""
+    if features_column is not None:
+        _require(path, features_column, fields.names, "features_column")
+        fields = pa.schema([fields.field(features_column)])
+    lists = [field.name for field in fields if _is_list(field.type)]
+    numbers = [field.name for field in fields if _is_number(field.type)]
+    if lists and len(lists + numbers) > 1:
+        raise MercError(
+            f"{path} has several columns that may be the features: {_some(lists + numbers)}. Name one with "
+            "features_column=..., or one for each modality with features_column.text=..., features_column.audio=..."
+        )
+    if lists:
+        return lists
+    for name in fields.names:
+        if name not in numbers:
+            raise MercError(
+                f"{path}: the column '{name}' is not numeric. Remove it from the table of features, or name the column "
+                "of features with features_column=..."
+            )
+    return numbers
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -179,7 +207,11 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _require(path: Path, name: str, present: Sequence[str], key: str) -> None:
     if name not in present:
-        raise MercError(f"{path} has no '{name}', only {', '.join(present)}.{nearest(name, present)} Correct {key}=...")
+        raise MercError(f"{path} has no '{name}', only {_some(present)}.{nearest(name, present)} Correct {key}=...")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:EXAMPLES]) + (" …" if len(names) > EXAMPLES else "")
 
 
 def _read_npz(path: Path, id_column: str | None, features_column: str | None) -> FeatureTable:
@@ -188,8 +220,7 @@ def _read_npz(path: Path, id_column: str | None, features_column: str | None) ->
             raise MercError(f"{path} is a single array without ids. Save ids and features with numpy.savez.")
         key, features = id_column or "ids", features_column or "features"
         if id_column is None and key not in arrays.files:
-            names = tuple(arrays.files)
-            return FeatureTable(path, names, _stack(path, names, (arrays[name] for name in names)))
+            return _by_id(path, arrays.files, (arrays[name] for name in arrays.files), features_column)
         _require(path, key, arrays.files, "id_column")
         _require(path, features, arrays.files, "features_column")
         return FeatureTable(path, tuple(str(name) for name in arrays[key]), _float32(arrays[features]))
@@ -197,14 +228,25 @@ def _read_npz(path: Path, id_column: str | None, features_column: str | None) ->
 
 def _read_safetensors(path: Path, id_column: str | None, features_column: str | None) -> FeatureTable:
     with safe_open(path, framework="pt") as tensors:
-        names, metadata = tuple(tensors.keys()), tensors.metadata() or {}
+        names, metadata = tensors.keys(), tensors.metadata() or {}
         key, features = id_column or "ids", features_column or "features"
-        if features not in names:
-            rows = (tensors.get_tensor(name).float().numpy() for name in names)
-            return FeatureTable(path, names, _stack(path, names, rows))
+        if key not in metadata and features not in names:
+            return _by_id(path, names, (tensors.get_tensor(name).float().numpy() for name in names), features_column)
         _require(path, key, list(metadata), "id_column")
+        _require(path, features, names, "features_column")
         ids = tuple(str(name) for name in json.loads(metadata[key]))
         return FeatureTable(path, ids, tensors.get_tensor(features).float().numpy())
+
+
+def _by_id(path: Path, ids: Sequence[str], vectors: Iterable[Any], features_column: str | None) -> FeatureTable:
+    """One vector per utterance, under its id."""
+    if features_column is not None:
+        raise MercError(
+            f"{path} has no array of ids, so each of its arrays is one utterance's vector and features_column="
+            f"{features_column} chooses none. Leave it out, give it to the other modalities alone "
+            "(features_column.audio=...), or name the ids with id_column=..."
+        )
+    return FeatureTable(path, tuple(ids), _stack(path, ids, vectors))
 
 
 def _stack(path: Path, ids: Sequence[str], vectors: Iterable[Any]) -> NDArray[np.float32]:

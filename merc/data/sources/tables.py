@@ -4,6 +4,7 @@ Both are described in :mod:`merc.data.sources.table_files`. A row of features ma
 reported.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from merc.data.completeness import EXAMPLES, Surplus
 from merc.data.conversation import Conversations
 from merc.data.corpora import CORPORA
 from merc.data.sources.extract import Extract, label_id
-from merc.data.sources.table_files import FeatureTable, read_features, read_strings
+from merc.data.sources.table_files import FeatureTable, column_of, read_features, read_strings
 from merc.errors import MercError, nearest
 from merc.files import sha256
 
@@ -64,7 +65,7 @@ class UtteranceTables:
         labels: the classes in id order; None: those of the corpus, else those of the table in alphabetical order.
         corpus: ``meld``, ``iemocap`` or None.
         id_column: of the feature tables, see :func:`merc.data.sources.table_files.read_features`.
-        features_column: of the feature tables, see :func:`merc.data.sources.table_files.read_features`.
+        features_column: likewise; a mapping modality → name where they have different ones.
     """
 
     utterances: str
@@ -73,19 +74,19 @@ class UtteranceTables:
     labels: Sequence[str] | None = None
     corpus: str | None = None
     id_column: str | None = None
-    features_column: str | None = None
+    features_column: str | Mapping[str, str | None] | None = None
 
     def read(self) -> Extract:
         """Read all tables.
 
         Raises:
-            MercError: a table is missing, damaged or lacks a column, ids are ambiguous or match nothing, features are
-                ragged, or a label or split is unknown.
+            MercError: a table is missing, damaged or lacks a column, positions are not finite or repeated, ids are
+                ambiguous or match nothing, features are ragged, or a label or split is unknown.
         """
         path = Path(self.utterances)
         annotations = self._annotations(path)
         tables = {
-            modality: [read_features(Path(file), self.id_column, self.features_column)]
+            modality: [read_features(Path(file), self.id_column, column_of(modality, self.features_column))]
             for modality, file in self.features.items()
             if file is not None
         }
@@ -96,10 +97,8 @@ class UtteranceTables:
         values = self._columns(path, read_strings(path))
         dialogues = values["dialogue"]
         first = {name: row for row, name in reversed(list(enumerate(dialogues)))}
-        positions = [_position(path, row, cell) for row, cell in enumerate(values.get("position", []))]
-        order = sorted(
-            range(len(dialogues)), key=lambda row: (first[dialogues[row]], positions[row] if positions else row)
-        )
+        positions = _positions(path, values) if "position" in values else range(len(dialogues))
+        order = sorted(range(len(dialogues)), key=lambda row: (first[dialogues[row]], positions[row]))
         return [
             Annotation(
                 dialogue=dialogues[row],
@@ -159,14 +158,27 @@ class UtteranceTables:
         return tuple(sorted({annotation.label.strip().lower() for annotation in annotations}))
 
 
-def _position(path: Path, row: int, value: str) -> float:
+def _positions(path: Path, values: Mapping[str, Sequence[str]]) -> list[float]:
+    """The position of every row, finite and its own in the dialogue."""
+    rows: dict[tuple[str, float], int] = {}
+    cells = zip(values["dialogue"], values["utterance"], values["position"], strict=True)
+    for row, (dialogue, utterance, cell) in enumerate(cells):
+        position = _number(cell)
+        other = rows.setdefault((dialogue, position), row)
+        if other != row or not math.isfinite(position):
+            problem = f"which row {other + 1} has too" if other != row else "which is no finite number"
+            raise MercError(
+                f"{path}: row {row + 1} gives utterance '{utterance}' of dialogue '{dialogue}' the position "
+                f"'{cell}', {problem}. Correct it, or use the order of the rows with columns.position=null."
+            )
+    return [position for _, position in rows]
+
+
+def _number(cell: str) -> float:
     try:
-        return float(value)
+        return float(cell)
     except ValueError:
-        raise MercError(
-            f"{path}: row {row + 1} has the position '{value}', which is not a number. Correct it, or use the order of "
-            "the rows with columns.position=null."
-        ) from None
+        return math.nan
 
 
 def join(
