@@ -32,7 +32,7 @@ class Recorder(Checkpoint):
 
     Raises:
         DivergenceError: the training loss is no longer a number.
-        MercError: a file cannot be written.
+        MercError: a file cannot be written, or the settings of the trainer leave no whole epoch to be recorded.
     """
 
     def __init__(self, folder: RunFolder, checkpoints: AtomicCheckpoints, seeds_at_once: int = 1) -> None:
@@ -52,6 +52,7 @@ class Recorder(Checkpoint):
         self.history = state_dict["history"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _refuse_part_of_an_epoch(trainer)
         self._started = time.perf_counter()
         # Taken here, since schedulers step before the epoch ends.
         self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
@@ -100,6 +101,10 @@ class Recorder(Checkpoint):
 
     def write_history(self, trainer: L.Trainer) -> None:
         """Write metrics.csv and how far the run is."""
+        if not self.history:
+            raise MercError(
+                "Nothing was trained. Look at trainer.limit_train_batches, trainer.max_steps and trainer.max_time."
+            )
         write_text(self.folder.history, to_csv(self.history))
         self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs)
 
@@ -108,6 +113,17 @@ def _is_last_epoch(trainer: L.Trainer) -> bool:
     """Whether the training ends behind this epoch."""
     steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     return trainer.should_stop or steps or trainer.current_epoch + 1 == trainer.max_epochs
+
+
+def _refuse_part_of_an_epoch(trainer: L.Trainer) -> None:
+    """Refuse ``max_steps`` that end before the last batch of an epoch, where Lightning does not evaluate."""
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    assert trainer.max_epochs is not None
+    if 0 < trainer.max_steps < steps * trainer.max_epochs and trainer.max_steps % steps:
+        raise MercError(
+            f"trainer.max_steps={trainer.max_steps} ends inside an epoch, which has {steps} steps, and only whole "
+            f"epochs are evaluated. Choose a multiple of {steps}, or trainer.max_epochs=…."
+        )
 
 
 def _refuse_divergence(epoch: int, loss: float) -> None:
