@@ -18,7 +18,9 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 from merc.config import compose
 from merc.errors import MercError
 from merc.models.lightning_module import EmotionRecognition, MeanLosses
+from merc.reporting.recorder import DivergenceError, Recorder
 from merc.reporting.run_folder import RunFolder
+from merc.stacking import train_together
 from merc.train import train
 
 SMALL = (
@@ -244,6 +246,39 @@ def test_a_trainer_that_would_leave_epochs_without_their_scores_is_refused_befor
     assert folder.read_status()["state"] == "failed"
     assert not folder.history.exists()
     assert not folder.checkpoints.exists()
+
+
+def break_weights(monkeypatch: pytest.MonkeyPatch, seed: int, epoch: int) -> None:
+    """Let the last step of an epoch, from 1, make a weight NaN."""
+    begin: Callable[..., None] = Recorder.on_validation_start
+
+    def broken(recorder: Recorder, trainer: Any, module: EmotionRecognition) -> None:
+        if (module.config["seed"], trainer.current_epoch + 1) == (seed, epoch):
+            torch.nn.init.constant_(next(module.parameters()), math.nan)
+        begin(recorder, trainer, module)
+
+    monkeypatch.setattr(Recorder, "on_validation_start", broken)
+
+
+@pytest.mark.parametrize("split", ["official", "merged"])
+def test_weights_that_the_last_step_breaks_fail_the_run(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    break_weights(monkeypatch, seed=1, epoch=2)
+    with pytest.raises(MercError, match=r"The (validation|test) loss is nan after epoch 2: training diverged"):
+        run("broken", "seed=1", "trainer.max_epochs=2", f"data.split={split}")
+    status = RunFolder(tmp_path / "broken").read_status()
+    assert (status["state"], status["epoch"]) == ("failed", 1)
+
+
+def test_a_seed_that_the_last_step_breaks_leaves_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_weights(monkeypatch, seed=2, epoch=2)
+    errors = train_together(compose([*SMALL, "trainer.max_epochs=2", f"run_root={tmp_path}", "seed=[1,2,3]"]))
+    assert [type(error) for error in errors] == [type(None), DivergenceError, type(None)]
+    folders = [RunFolder(path) for path in sorted(tmp_path.glob("*/seed=*"))]
+    assert [folder.read_status()["state"] for folder in folders] == ["finished", "failed", "finished"]
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path) -> None:

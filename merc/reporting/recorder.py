@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,7 @@ from merc.resuming import AtomicCheckpoints
 
 
 class DivergenceError(MercError):
-    """The training loss is no longer a number."""
+    """A loss is no longer a number."""
 
 
 class Recorder(Checkpoint):
@@ -31,7 +32,7 @@ class Recorder(Checkpoint):
         seeds_at_once: how many seeds the process trains together, whose times those of this run are.
 
     Raises:
-        DivergenceError: the training loss is no longer a number.
+        DivergenceError: the loss of training, or of an evaluated split, is no longer a number.
         MercError: a file cannot be written, or the settings of the trainer leave no whole epoch to be recorded.
     """
 
@@ -67,7 +68,9 @@ class Recorder(Checkpoint):
         scores: dict[str, dict[str, Any]] = dict(pl_module.scores)  # type: ignore[arg-type]  # of EmotionRecognition
         epoch = trainer.current_epoch + 1
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        _refuse_divergence(epoch, logged["train/loss"])
+        # Weights of which the last step made NaN show in evaluation alone.
+        evaluated = {split: split_scores["loss"] for split, split_scores in scores.items()}
+        _refuse_divergence(epoch, {"training": logged["train/loss"], **evaluated})
         values = {
             "train/loss": logged["train/loss"],
             "learning_rate": self._learning_rate,
@@ -126,9 +129,10 @@ def _refuse_part_of_an_epoch(trainer: L.Trainer) -> None:
         )
 
 
-def _refuse_divergence(epoch: int, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise DivergenceError(
-            f"The training loss is {loss} after epoch {epoch}: training diverged. Lower hyperparameters.learning_rate, "
-            "or set trainer.gradient_clip_val=1."
-        )
+def _refuse_divergence(epoch: int, losses: Mapping[str, float]) -> None:
+    for part, loss in losses.items():
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"The {part} loss is {loss} after epoch {epoch}: training diverged. Lower "
+                "hyperparameters.learning_rate, or set trainer.gradient_clip_val=1."
+            )
