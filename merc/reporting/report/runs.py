@@ -96,12 +96,12 @@ class Run:
     @cached_property
     def costs(self) -> dict[str, Any]:
         """The content of costs.json; empty when nobody measured them."""
-        return _json(self.folder.path / "costs.json")
+        return _json(self.folder.costs)
 
     @cached_property
     def robustness(self) -> list[dict[str, Any]]:
         """The rows of robustness.json; empty when nobody measured it."""
-        rows: list[dict[str, Any]] = _json(self.folder.path / "robustness.json").get("rows", [])
+        rows: list[dict[str, Any]] = _json(self.folder.robustness).get("rows", [])
         return rows
 
     @cached_property
@@ -120,9 +120,7 @@ class Run:
 
         The content of corpus.json, which knows the training split too, else of the splits that were evaluated.
         """
-        return _json(self.folder.path / "corpus.json") or {
-            split: predictions.counts for split, predictions in self.splits.items()
-        }
+        return _json(self.folder.corpus) or {split: predictions.counts for split, predictions in self.splits.items()}
 
     def score(self, epoch: str, measure: str) -> float | None:
         """A test score as a fraction; None where the run has none.
