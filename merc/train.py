@@ -220,17 +220,41 @@ def _train_callbacks(config: dict[str, Any], recorder: Recorder) -> list[L.Callb
     return [callback for callback in callbacks if callback is not None]
 
 
+_EVALUATION = "Whole splits are evaluated once, after every epoch."
+_OWN = "Lightning gets those that merc needs."
+
+DECIDED = {
+    "callbacks": _OWN,
+    "plugins": _OWN,
+    "logger": "Choose one with logger=wandb or logger=tensorboard.",
+    "default_root_dir": "Choose the run folder with run_dir=….",
+    "enable_checkpointing": "Every run keeps its checkpoints.",
+    "enable_model_summary": "python -m merc.models shows the parts of every model.",
+    "barebones": "Try a run with debug=fast, time it with debug=profiler.",
+    "fast_dev_run": "Try a run with debug=fast.",
+    "overfit_batches": "Train on fewer batches with +trainer.limit_train_batches=….",
+    "check_val_every_n_epoch": _EVALUATION,
+    "val_check_interval": _EVALUATION,
+    "num_sanity_val_steps": _EVALUATION,
+    "limit_test_batches": _EVALUATION,
+    "limit_predict_batches": _EVALUATION,
+    "reload_dataloaders_every_n_epochs": "The data stay what they are throughout a run.",
+}
+"""Arguments of Lightning's Trainer that are no user's to set → what to do, or know, instead."""
+
+
 def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     """Lightning's Trainer with the settings under ``trainer``; what merc does itself is switched off there.
 
     Args:
         config: the plain resolved configuration.
-        arguments: of the Trainer; they win over the settings.
+        arguments: of the Trainer, beside the settings.
 
     Raises:
-        MercError: the settings contradict each other, or ask for hardware that is not there.
+        MercError: the settings contradict each other, decide what merc decides, or ask for hardware that is not there.
     """
     settings = config["trainer"]
+    _refuse_decided(settings, partial_evaluation=bool(config["profile_steps"]))
     epochs = settings["max_epochs"]
     if not isinstance(epochs, int) or epochs < 1:
         raise MercError(f"trainer.max_epochs={epochs} is no number of epochs. Choose 1 or more.")
@@ -254,6 +278,17 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
             precision,
         )
     return trainer
+
+
+def _refuse_decided(settings: Mapping[str, Any], partial_evaluation: bool) -> None:
+    """Refuse what is merc's to decide; a run whose scores nobody reads may evaluate parts of the splits."""
+    for key in settings:
+        if key in DECIDED:
+            raise MercError(f"trainer.{key} is none of the keys that can be set. {DECIDED[key]} Leave it out.")
+    batches = settings.get("limit_val_batches")
+    whole = batches is None or (isinstance(batches, float) and batches == 1)  # 1 is a single batch
+    if not whole and (batches == 0 or not partial_evaluation):
+        raise MercError(f"trainer.limit_val_batches={batches} may leave a part out. {_EVALUATION} Leave it out.")
 
 
 def run_trainer(

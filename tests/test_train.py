@@ -18,7 +18,9 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 from merc.config import compose
 from merc.errors import MercError
 from merc.models.lightning_module import EmotionRecognition, MeanLosses
+from merc.reporting.recorder import DivergenceError, Recorder
 from merc.reporting.run_folder import RunFolder
+from merc.stacking import train_together
 from merc.train import train
 
 SMALL = (
@@ -213,6 +215,72 @@ def test_a_run_that_cannot_go_on_fails_with_one_message(tmp_path: Path, override
     assert message.split()[-1] in status["error"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 may leave a part out"),
+        (["+trainer.limit_val_batches=0", "profile_steps=1"], "trainer.limit_val_batches=0 may"),
+        (["+trainer.limit_val_batches=1"], "trainer.limit_val_batches=1 may"),
+        (["+trainer.limit_val_batches=0.5"], "trainer.limit_val_batches=0.5 may"),
+        (["+trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch is none of the keys that can be set"),
+        (["+trainer.val_check_interval=0.5"], "trainer.val_check_interval is none"),
+        (["+trainer.num_sanity_val_steps=2"], "trainer.num_sanity_val_steps is none"),
+        (["+trainer.enable_model_summary=true"], r"trainer.enable_model_summary is none.*merc\.models.*Leave it out"),
+        (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run is none.*debug=fast"),
+        (["+trainer.overfit_batches=1"], "trainer.overfit_batches is none.*limit_train_batches"),
+        (["+trainer.logger=true"], "trainer.logger is none.*logger=tensorboard"),
+        (["+trainer.callbacks=[]"], "trainer.callbacks is none"),
+        (["+trainer.max_steps=3"], "trainer.max_steps=3 ends inside an epoch, which has 4 steps"),
+        (["+trainer.max_steps=5"], "trainer.max_steps=5 ends inside an epoch, which has 4 steps"),
+        (["+trainer.max_steps=3", "+trainer.accumulate_grad_batches=2"], "an epoch, which has 2 steps"),
+        (["+trainer.max_steps=0"], "Nothing was trained.*trainer.max_steps"),
+        (["+trainer.limit_train_batches=0"], "Nothing was trained.*trainer.limit_train_batches"),
+    ],
+)
+def test_a_trainer_that_would_leave_epochs_without_their_scores_is_refused_before_training(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(MercError, match=message):
+        train(compose([*SMALL, f"run_dir={folder.path}", *overrides]))
+    assert folder.read_status()["state"] == "failed"
+    assert not folder.history.exists()
+    assert not folder.checkpoints.exists()
+
+
+def break_weights(monkeypatch: pytest.MonkeyPatch, seed: int, epoch: int) -> None:
+    """Let the last step of an epoch, from 1, make a weight NaN."""
+    begin: Callable[..., None] = Recorder.on_validation_start
+
+    def broken(recorder: Recorder, trainer: Any, module: EmotionRecognition) -> None:
+        if (module.config["seed"], trainer.current_epoch + 1) == (seed, epoch):
+            torch.nn.init.constant_(next(module.parameters()), math.nan)
+        begin(recorder, trainer, module)
+
+    monkeypatch.setattr(Recorder, "on_validation_start", broken)
+
+
+@pytest.mark.parametrize("split", ["official", "merged"])
+def test_weights_that_the_last_step_breaks_fail_the_run(
+    run: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    break_weights(monkeypatch, seed=1, epoch=2)
+    with pytest.raises(MercError, match=r"The (validation|test) loss is nan after epoch 2: training diverged"):
+        run("broken", "seed=1", "trainer.max_epochs=2", f"data.split={split}")
+    status = RunFolder(tmp_path / "broken").read_status()
+    assert (status["state"], status["epoch"]) == ("failed", 1)
+
+
+def test_a_seed_that_the_last_step_breaks_leaves_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_weights(monkeypatch, seed=2, epoch=2)
+    errors = train_together(compose([*SMALL, "trainer.max_epochs=2", f"run_root={tmp_path}", "seed=[1,2,3]"]))
+    assert [type(error) for error in errors] == [type(None), DivergenceError, type(None)]
+    folders = [RunFolder(path) for path in sorted(tmp_path.glob("*/seed=*"))]
+    assert [folder.read_status()["state"] for folder in folders] == ["finished", "failed", "finished"]
+
+
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "full")
     # The checkpoints of this run take about 280 kB, its other files far less.
@@ -280,7 +348,16 @@ def test_the_runs_of_a_logger_are_grouped_by_experiment(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "key", ["denoiser=none", "graph=none", "balancing=none", "scheduler=cosine", "trainer.precision=bf16-mixed"]
+    "key",
+    [
+        "denoiser=none",
+        "graph=none",
+        "balancing=none",
+        "scheduler=cosine",
+        "trainer.precision=bf16-mixed",
+        "+trainer.limit_val_batches=1.0",
+        "debug=fast",
+    ],
 )
 def test_variants_train(run: Train, key: str) -> None:
     assert "selected" in metrics_of(run("variant", "trainer.max_epochs=1", key))

@@ -11,11 +11,11 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
+from merc.data.conversation import MODALITIES
 from merc.reporting.report.columns import column_name, in_unit, is_score
 from merc.reporting.wandb_account import tag
 from merc.sweeping.experiment import Experiment
 
-MODALITIES = ("text", "audio", "visual")
 CURVES = ("validation/weighted_f1", "test/weighted_f1", "train/loss")
 
 

@@ -86,14 +86,14 @@ class StepProfile(L.Callback):
         for hook in self._hooks:
             hook.remove()
         operators = finished.key_averages()
-        write_text(self.folder.path / "profile.txt", operators.table(sort_by="self_cpu_time_total", row_limit=60))
-        with atomic_file(self.folder.path / "trace.json") as path:
+        write_text(self.folder.profile, operators.table(sort_by="self_cpu_time_total", row_limit=60))
+        with atomic_file(self.folder.trace) as path:
             finished.export_chrome_trace(str(path))
         show(self._stages(operators))
 
     def _stages(self, operators: Any) -> Table:
         profiled = next(event.count for event in operators if event.key == BACKWARD)
-        table = Table(title=f"{profiled} training steps", caption=f"Operators: {self.folder.path / 'profile.txt'}")
+        table = Table(title=f"{profiled} training steps", caption=f"Operators: {self.folder.profile}")
         table.add_column("stage")
         table.add_column("ms a step", justify="right")
         for event in sorted(operators, key=lambda event: -event.cpu_time_total):

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,7 @@ from merc.resuming import AtomicCheckpoints
 
 
 class DivergenceError(MercError):
-    """The training loss is no longer a number."""
+    """A loss is no longer a number."""
 
 
 class Recorder(Checkpoint):
@@ -31,8 +32,8 @@ class Recorder(Checkpoint):
         seeds_at_once: how many seeds the process trains together, whose times those of this run are.
 
     Raises:
-        DivergenceError: the training loss is no longer a number.
-        MercError: a file cannot be written.
+        DivergenceError: the loss of training, or of an evaluated split, is no longer a number.
+        MercError: a file cannot be written, or the settings of the trainer leave no whole epoch to be recorded.
     """
 
     def __init__(self, folder: RunFolder, checkpoints: AtomicCheckpoints, seeds_at_once: int = 1) -> None:
@@ -52,6 +53,7 @@ class Recorder(Checkpoint):
         self.history = state_dict["history"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _refuse_part_of_an_epoch(trainer)
         self._started = time.perf_counter()
         # Taken here, since schedulers step before the epoch ends.
         self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
@@ -66,7 +68,9 @@ class Recorder(Checkpoint):
         scores: dict[str, dict[str, Any]] = dict(pl_module.scores)  # type: ignore[arg-type]  # of EmotionRecognition
         epoch = trainer.current_epoch + 1
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        _refuse_divergence(epoch, logged["train/loss"])
+        # Weights of which the last step made NaN show in evaluation alone.
+        evaluated = {split: split_scores["loss"] for split, split_scores in scores.items()}
+        _refuse_divergence(epoch, {"training": logged["train/loss"], **evaluated})
         values = {
             "train/loss": logged["train/loss"],
             "learning_rate": self._learning_rate,
@@ -100,6 +104,10 @@ class Recorder(Checkpoint):
 
     def write_history(self, trainer: L.Trainer) -> None:
         """Write metrics.csv and how far the run is."""
+        if not self.history:
+            raise MercError(
+                "Nothing was trained. Look at trainer.limit_train_batches, trainer.max_steps and trainer.max_time."
+            )
         write_text(self.folder.history, to_csv(self.history))
         self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs)
 
@@ -110,9 +118,21 @@ def _is_last_epoch(trainer: L.Trainer) -> bool:
     return trainer.should_stop or steps or trainer.current_epoch + 1 == trainer.max_epochs
 
 
-def _refuse_divergence(epoch: int, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise DivergenceError(
-            f"The training loss is {loss} after epoch {epoch}: training diverged. Lower hyperparameters.learning_rate, "
-            "or set trainer.gradient_clip_val=1."
+def _refuse_part_of_an_epoch(trainer: L.Trainer) -> None:
+    """Refuse ``max_steps`` that end before the last batch of an epoch, where Lightning does not evaluate."""
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    assert trainer.max_epochs is not None
+    if 0 < trainer.max_steps < steps * trainer.max_epochs and trainer.max_steps % steps:
+        raise MercError(
+            f"trainer.max_steps={trainer.max_steps} ends inside an epoch, which has {steps} steps, and only whole "
+            f"epochs are evaluated. Choose a multiple of {steps}, or trainer.max_epochs=…."
         )
+
+
+def _refuse_divergence(epoch: int, losses: Mapping[str, float]) -> None:
+    for part, loss in losses.items():
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"The {part} loss is {loss} after epoch {epoch}: training diverged. Lower "
+                "hyperparameters.learning_rate, or set trainer.gradient_clip_val=1."
+            )

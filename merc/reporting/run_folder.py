@@ -12,6 +12,7 @@ costs.json           parameters, operations, seconds of training and of inferenc
 corpus.json          dialogues, utterances and classes of every split, and the fingerprint of the feature store
 profile.txt          operators of training steps by their time, with trace.json, after debug=profiler
 robustness.json      scores under noise and without modalities, when `python -m merc.evaluate` was asked for them
+tensorboard/         what logger=tensorboard writes
 """
 
 import fcntl
@@ -111,12 +112,20 @@ class RunFolder:
         return self.path / "corpus.json"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile.txt"
+
+    @property
+    def trace(self) -> Path:
+        return self.path / "trace.json"
+
+    @property
     def robustness(self) -> Path:
         return self.path / "robustness.json"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Everything that merc writes here."""
+        """Every file that merc writes here, at once or not at all; what a logger writes is its own."""
         return (
             self.status,
             self.config,
@@ -126,6 +135,8 @@ class RunFolder:
             self.predictions,
             self.costs,
             self.corpus,
+            self.profile,
+            self.trace,
             self.robustness,
             self.last,
             self.selected,

@@ -10,7 +10,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_choice, check_names, nearest
+from merc.reporting.report.columns import COUNTS, check_columns
+from merc.reporting.tables import SUMMARY
 
 PACKAGE = "merc.conf.experiment"
 KINDS = ("table", "lines", "bars", "heatmap", "confusion", "corpora", "costs", "robustness")
@@ -40,7 +42,8 @@ class Experiment:
         title: of the table or figure.
         source: paper, and number of the table or figure there.
         kind: one of :data:`KINDS`.
-        columns: measures and costs, in order; ``per_class_f1`` stands for the F1 of every class.
+        columns: measures and costs, in order; ``per_class_f1`` stands for the F1 of every class; for
+            ``corpora`` what is counted.
         variants: name → overrides of the command line, in the order of the rows.
         seeds: every variant is trained with each.
         reference: the variant that the others are tested against; None: no tests.
@@ -69,7 +72,7 @@ class Experiment:
         Raises:
             MercError: one of them is none of its own.
         """
-        _refuse_unknown(f"Experiment {self.name}: variants names", names, self.variants)
+        check_names(f"Experiment {self.name}: variants", names, self.variants)
         kept = {name: overrides for name, overrides in self.variants.items() if name in names}
         return replace(self, variants=kept)
 
@@ -137,10 +140,11 @@ def parse_experiment(node: Mapping[str, Any], choice: str) -> Experiment:
         choice: what was chosen with ``experiment=…``.
 
     Raises:
-        MercError: a key is unknown, absent or of another kind, or names a variant that there is none.
+        MercError: a key is unknown, absent or of another kind, names a variant or column that there is none, or leaves
+            out a variant that a figure needs.
     """
     where = f"Experiment {choice}"
-    _refuse_unknown(f"{where}: there is no key", node, _CHECKS)
+    check_names(where, map(str, node), _CHECKS)
     for key in REQUIRED:
         if not node.get(key):
             raise MercError(f"{where}: it says nothing under '{key}'. docs/experiments.md shows what belongs there.")
@@ -153,9 +157,9 @@ def parse_experiment(node: Mapping[str, Any], choice: str) -> Experiment:
     axes = {name: Axis(**axis) for name, axis in node.get("axes", {}).items()}
     experiment = Experiment(**{**node, "axes": axes})
     for key, names in _named_variants(experiment):
-        _refuse_unknown(f"{where}: {key} names no variant", names, experiment.variants)
-    if experiment.kind == "heatmap" and not {"x", "y"} <= axes.keys():
-        raise MercError(f"{where}: a heatmap needs axes.x and axes.y.")
+        check_names(f"{where}: {key}", names, experiment.variants)
+    _check_columns(f"{where}: columns", experiment)
+    _check_axes(where, experiment)
     return experiment
 
 
@@ -166,10 +170,27 @@ def _named_variants(experiment: Experiment) -> list[tuple[str, Iterable[str]]]:
     return [("reference", reference), ("smoke.variants", experiment.smoke.get("variants", [])), *axes]
 
 
-def _refuse_unknown(message: str, names: Iterable[str], known: Iterable[str]) -> None:
-    for name in names:
-        if name not in (valid := list(known)):
-            raise MercError(f"{message} '{name}'.{nearest(str(name), valid)}")
+def _check_columns(key: str, experiment: Experiment) -> None:
+    if experiment.kind == "corpora":
+        check_names(key, experiment.columns, COUNTS)
+        return
+    check_columns(key, experiment.columns)
+    # Disturbed features have scores alone, and one of them is shown.
+    if experiment.kind == "robustness" and "weighted_f1" not in experiment.columns:
+        check_choice(f"{key}[0]", experiment.columns[0], SUMMARY)
+
+
+def _check_axes(where: str, experiment: Experiment) -> None:
+    axes = experiment.axes
+    if experiment.kind == "heatmap" and not {"x", "y"} <= axes.keys():
+        raise MercError(f"{where}: a heatmap needs axes.x and axes.y.")
+    if "series" not in axes:
+        return
+    placed = axes["x"].values if "x" in axes else experiment.variants
+    if missing := [name for name in placed if name not in axes["series"].values]:
+        raise MercError(
+            f"{where}: axes.series leaves out {', '.join(missing)}. Say under its values which line each is on."
+        )
 
 
 def _text(value: Any) -> bool:
@@ -190,7 +211,12 @@ def _seeds(value: Any) -> bool:
 
 
 def _axis(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"label", "values"} and isinstance(value["values"], dict)
+    return isinstance(value, dict) and value.keys() == {"label", "values"} and _places(value["values"])
+
+
+def _places(value: Any) -> bool:
+    """Whether it puts variants into an order: at numbers, or at names."""
+    return _mapping(value, _number) or _mapping(value, _text)
 
 
 def _number(value: Any) -> bool:
@@ -224,7 +250,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "reference": (lambda value: value is None or _text(value), "the name of a variant, or null"),
     "axes": (
         lambda value: _mapping(value, _axis) and value.keys() <= {"x", "y", "series"},
-        "a mapping of x, y and series, each with a label and values: variant → place",
+        "a mapping of x, y and series, each with a label and values: variant → place, all numbers or all texts",
     ),
     "published": (lambda value: _mapping(value, _rows), "a mapping: corpus → row → column → number"),
     "remarks": (_texts, "a list of texts"),

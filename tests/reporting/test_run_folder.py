@@ -177,7 +177,8 @@ def test_a_run_that_was_killed_while_it_claimed_its_folder_is_started_afresh(
 
 def test_leftover_temporaries_are_deleted_and_other_files_are_not(folder: RunFolder) -> None:
     leave_unfinished(folder, checkpoint=True)
-    leftovers = [folder.path / ".metrics.csv.abc", folder.checkpoints / ".last.ckpt.abc"]
+    names = [".metrics.csv.abc", ".profile.txt.abc", ".trace.json.abc", "checkpoints/.last.ckpt.abc"]
+    leftovers = [folder.path / name for name in names]
     kept = [folder.path / ".notes", folder.path / "metrics.csv.old", folder.checkpoints / "last.ckpt"]
     for path in [*leftovers, *kept]:
         path.touch()

@@ -1,5 +1,6 @@
 """What an experiment may say, and what is refused."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,11 @@ from omegaconf import OmegaConf
 
 from merc.config import compose
 from merc.errors import MercError
+from merc.reporting.report.columns import COSTS
+from merc.reporting.statistics import measure_names
 from merc.sweeping.experiment import REQUIRED, Axis, experiment_names, parse_experiment, read_experiment
+
+AXES = {"x": {"label": "window", "values": {"full": 10, "narrow": 5}}}
 
 NODE: dict[str, Any] = {
     "name": "method/table",
@@ -18,7 +23,7 @@ NODE: dict[str, Any] = {
     "seeds": [1, 2],
     "reference": "full",
     "columns": ["accuracy"],
-    "axes": {"x": {"label": "window", "values": {"full": 10, "narrow": 5}}},
+    "axes": AXES,
     "variants": {"full": [], "narrow": ["hyperparameters.window=5"]},
     "published": {"meld": {"full": {"accuracy": 61.2}, "another method": {"accuracy": 60}}},
     "remarks": ["The rows do not follow from their cells."],
@@ -53,7 +58,9 @@ def test_a_smoke_run_has_everything_that_is_not_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sedes": [1]}, "no key 'sedes'. Did you mean 'seeds'?"),
+        ({"sedes": [1]}, "names 'sedes', which is none of name, title, "),
+        ({"sedes": [1]}, "Did you mean 'seeds'?"),
+        ({1: "name"}, "names '1', which is none of name, title, "),
         ({"title": ""}, "it says nothing under 'title'"),
         ({"variants": {}}, "it says nothing under 'variants'"),
         ({"kind": "heatmap"}, "a heatmap needs axes.x and axes.y"),
@@ -63,10 +70,14 @@ def test_a_smoke_run_has_everything_that_is_not_named() -> None:
         ({"seeds": []}, "seeds must be a list of whole numbers"),
         ({"seeds": [1.5]}, "seeds must be a list of whole numbers"),
         ({"seeds": [True]}, "seeds must be a list of whole numbers"),
-        ({"reference": "ful"}, "reference names no variant 'ful'. Did you mean 'full'?"),
-        ({"smoke": {"variants": ["narow"]}}, "smoke.variants names no variant 'narow'. Did you mean 'narrow'?"),
+        ({"reference": "ful"}, "reference names 'ful', which is none of full, narrow. Did you mean 'full'?"),
+        ({"smoke": {"variants": ["narow"]}}, "smoke.variants names 'narow', which is none of full, narrow."),
         ({"smoke": {"epochs": 1}}, "smoke must be a mapping with seeds and variants alone"),
-        ({"axes": {"x": {"label": "w", "values": {"wide": 1}}}}, "axes.x names no variant 'wide'"),
+        ({"axes": {"x": {"label": "w", "values": {"wide": 1}}}}, "axes.x names 'wide', which is none of full, narrow."),
+        ({"axes": {"x": {"label": "w", "values": {5: 1}}}}, "axes must be a mapping"),
+        ({"axes": {"x": {"label": "w", "values": {"full": 1, "narrow": "few"}}}}, "all numbers or all texts"),
+        ({"axes": {**AXES, "series": {"label": "of", "values": {"full": 1}}}}, "axes.series leaves out narrow."),
+        ({"axes": {"series": {"label": "of", "values": {"full": 1}}}}, "axes.series leaves out narrow."),
         ({"variants": {"full": "graph=none"}}, "variants must be a mapping: name (a text, maybe in quotes)"),
         ({"variants": {5: []}}, "variants must be a mapping: name (a text, maybe in quotes)"),
         ({"published": {"meld": {"full": 61.2}}}, "published must be a mapping: corpus → row → column → number"),
@@ -76,11 +87,54 @@ def test_a_smoke_run_has_everything_that_is_not_named() -> None:
         ({"remarks": "none"}, "remarks must be a list"),
     ],
 )
-def test_a_mistake_is_explained(changes: dict[str, Any], message: str) -> None:
+def test_a_mistake_is_explained(changes: dict[Any, Any], message: str) -> None:
     with pytest.raises(MercError) as error:
-        parse_experiment(node(**changes), "method/table")
+        parse_experiment(NODE | changes, "method/table")
     assert "method/table" in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "hint"),
+    [
+        ("wieghted_f1", "Did you mean 'weighted_f1'?"),
+        ("per_class_f2", "Did you mean 'per_class_f1'?"),
+        ("train_second", "Did you mean 'train_seconds'?"),
+        ("per_class_accuracy", ""),
+        ("support/joy", ""),
+        ("accuracy/joy", ""),
+        ("f1", ""),
+        ("f1/", ""),
+        ("dialogues", ""),
+        ("wa_acc", ""),
+    ],
+)
+def test_a_column_that_no_run_fills_is_refused(column: str, hint: str) -> None:
+    with pytest.raises(MercError) as error:
+        parse_experiment(node(columns=["accuracy", column]), "method/table")
+    assert f"columns names '{column}', which is none of accuracy, " in str(error.value)
+    assert hint in str(error.value)
+
+
+def test_every_column_that_a_run_fills_can_be_asked_for() -> None:
+    columns = [*measure_names(["joy", "no emotion"]), "per_class_precision", "per_class_recall", "per_class_f1", *COSTS]
+    assert parse_experiment(node(columns=columns), "method/table").columns == columns
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "message"),
+    [
+        ("corpora", ["dialogues", "utterances", "speakers", "classes"], None),
+        ("corpora", ["accuracy"], "columns names 'accuracy', which is none of dialogues"),
+        ("robustness", ["macro_f1", "f1/joy"], None),
+        ("robustness", ["f1/joy", "weighted_f1"], None),
+        ("robustness", ["f1/joy", "macro_f1"], r"columns\[0\]=f1/joy is none of accuracy"),
+        ("robustness", ["parameters"], r"columns\[0\]=parameters is none of accuracy"),
+    ],
+)
+def test_columns_fit_the_kind(kind: str, columns: list[str], message: str | None) -> None:
+    with nullcontext() if message is None else pytest.raises(MercError, match=message):
+        parse_experiment(node(kind=kind, columns=columns), "method/table")
 
 
 @pytest.mark.parametrize(

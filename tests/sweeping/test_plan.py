@@ -103,13 +103,13 @@ def test_smoke_leaves_alone_what_a_variant_or_the_command_line_sets() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["experiment=toy/modalities", "+experiment.sed=1"], "no key 'sed'. Did you mean 'seeds'?"),
+        (["experiment=toy/modalities", "+experiment.sed=1"], "names 'sed', which is none of name, title"),
         (
             ["experiment=toy/modalities", 'experiment.variants.text=["graf=none"]'],
             "variant 'text': The configuration has",
         ),
         (["experiment=toy/modalities", 'experiment.variants.text=["seed=many"]'], "variant 'text': seed=many is not"),
-        (["experiment=toy/modalities", "variants=[txt]"], "variants names 'txt'. Did you mean 'text'?"),
+        (["experiment=toy/modalities", "variants=[txt]"], "variants names 'txt', which is none of text"),
         (["variants=[text]"], "add experiment="),
         (["experiment=toy/modalities", "seed=one"], "seed=one is not a whole number"),
         (["experiment=toy/modalities", "run_dir=runs/x"], "runs/x would hold several runs"),

@@ -1,7 +1,9 @@
 """What the columns of an experiment are: measures in percent, costs in readable units."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from merc.errors import check_names
 from merc.reporting.statistics import PER_CLASS
 from merc.reporting.tables import SUMMARY
 
@@ -43,6 +45,33 @@ COSTS = {
     "train_batch_seconds": Cost("training", "ms/batch", 1e-3),
     "train_utterances_per_second": Cost("training", "utterances/s"),
 }
+
+
+COUNTS = ("dialogues", "utterances", "speakers", "classes")
+"""Of a split; columns of experiments whose kind is corpora, which also show the utterances of each class."""
+
+
+def check_columns(key: str, columns: Iterable[str]) -> None:
+    """Refuse a column for which no run has a value.
+
+    Any class passes: which there are depends on the data.
+
+    Args:
+        key: as the user writes it.
+        columns: of an experiment about runs.
+
+    Raises:
+        MercError: one is no score of the whole split, of a class (``f1/joy``) or of all classes (``per_class_f1``), and
+            no cost.
+    """
+    of_classes = [f"per_class_{measure}" for measure in PER_CLASS] + [f"{measure}/<class>" for measure in PER_CLASS]
+    given = [column for column in columns if not _is_of_a_class(column)]
+    check_names(key, given, (*SUMMARY, *of_classes, *COSTS))
+
+
+def _is_of_a_class(column: str) -> bool:
+    measure, _, label = column.partition("/")
+    return measure in PER_CLASS and label != ""
 
 
 def is_score(column: str) -> bool:

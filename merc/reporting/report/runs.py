@@ -96,12 +96,12 @@ class Run:
     @cached_property
     def costs(self) -> dict[str, Any]:
         """The content of costs.json; empty when nobody measured them."""
-        return _json(self.folder.path / "costs.json")
+        return _json(self.folder.costs)
 
     @cached_property
     def robustness(self) -> list[dict[str, Any]]:
         """The rows of robustness.json; empty when nobody measured it."""
-        rows: list[dict[str, Any]] = _json(self.folder.path / "robustness.json").get("rows", [])
+        rows: list[dict[str, Any]] = _json(self.folder.robustness).get("rows", [])
         return rows
 
     @cached_property

@@ -9,7 +9,7 @@ import numpy as np
 
 from merc.reporting import statistics
 from merc.reporting.report.columns import in_unit, is_score
-from merc.reporting.report.runs import EPOCHS, Predictions, Run
+from merc.reporting.report.runs import Predictions, Run
 from merc.reporting.statistics import Array, Comparison
 from merc.reporting.tables import SUMMARY
 from merc.sweeping.experiment import Experiment
@@ -238,10 +238,6 @@ class Section:
     def states(self) -> list[tuple[Row, int, Run]]:
         """Row, seed and run of everything that is not finished."""
         return [(row, seed, run) for row in self.rows for seed, run in row.runs.items() if not run.finished]
-
-    def has_optimism(self) -> bool:
-        """Whether any run was scored at more than one epoch."""
-        return any(row.values(self.main, epoch) for row in self.rows for epoch in EPOCHS)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from merc.reporting import statistics
-from merc.reporting.report.columns import COSTS, column_name, is_score
+from merc.reporting.report.columns import COSTS, COUNTS, column_name, is_score
 from merc.reporting.report.runs import EPOCHS
 from merc.reporting.report.sections import Row, Section, Tested, mean
 from merc.reporting.tables import CHOSEN_BY
@@ -64,7 +64,7 @@ def _tables(section: Section) -> Iterator[Table]:
     yield scores_table(section)
     if section.printed_besides:
         yield published_table(section)
-    if section.summary and section.has_optimism():
+    if section.summary and any(row.values(section.main) for row in section.rows):
         yield epochs_table(section)
     if section.summary and any(row.intervals for row in section.rows):
         yield tests_table(section)
@@ -378,11 +378,7 @@ def corpora_table(section: Section) -> Table:
         split: {**numbers, **numbers["classes"], "classes": len(numbers["classes"])}
         for split, numbers in splits.items()
     }
-    counted = [
-        name
-        for name in ("dialogues", "utterances", "speakers", "classes")
-        if any(name in each for each in (*counts.values(), *section.published.values()))
-    ]
+    counted = [name for name in COUNTS if any(name in each for each in (*counts.values(), *section.published.values()))]
     columns = [*counted, *section.classes]
     rows, theirs = [], set()
     for split in dict.fromkeys([*counts, *section.published]):
