@@ -311,11 +311,23 @@ def test_robustness_is_a_table_of_noise_and_one_of_missing_modalities(lab: Lab) 
     assert missing["without text"] == "33.00 ± 1.41"
 
 
+def test_seeds_of_different_features_are_no_variant(lab: Lab) -> None:
+    lab.experiment("mine/table")
+    jobs = [lab.job(name, seed, f"{name}/seed={seed}") for name in ("text", "all") for seed in (1, 2)]
+    lab.sweep("mine/table", jobs)
+    stores = {"text": "ab", "all": "bb"}
+    for name, fingerprints in stores.items():
+        for seed, fingerprint in enumerate(fingerprints, 1):
+            lab.run(f"{name}/seed={seed}", seed=seed, corpus={"fingerprint": fingerprint, "splits": {}})
+    (note,) = (note for note in table_of(section_of(lab)).notes if "feature stores" in note)
+    assert note.startswith("The seeds of text were trained")
+
+
 def test_corpora_count_what_the_runs_were_given(lab: Lab) -> None:
     published = {"meld": {"train+validation": {"utterances": 11098}, "test": {"utterances": 2610, "joy": 368}}}
     lab.experiment("mine/corpora", kind="corpora", columns=["dialogues", "utterances"], published=published)
     split = {"dialogues": 3, "utterances": 30, "speakers": 2, "classes": {"neutral": 10, "joy": 15, "anger": 5}}
-    lab.run("a/seed=1", corpus=dict.fromkeys(("train", "train+validation", "test"), split))
+    lab.run("a/seed=1", corpus={"splits": dict.fromkeys(("train", "train+validation", "test"), split)})
     lab.sweep("mine/corpora", [lab.job("all", 1, "a/seed=1")])
     (table,) = section_tables(section_of(lab))
     shown = texts(table)

@@ -124,6 +124,12 @@ class Run:
             split: predictions.counts for split, predictions in self.splits.items()
         }
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the feature store that it was trained on; None: there was none."""
+        digest: str | None = _json(self.folder.corpus).get("fingerprint")
+        return digest
+
     def score(self, epoch: str, measure: str) -> float | None:
         """A test score as a fraction; None where the run has none.
 

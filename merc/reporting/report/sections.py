@@ -51,6 +51,11 @@ class Row:
         return {seed: run for seed, run in self.runs.items() if run.finished}
 
     @property
+    def mixes_features(self) -> bool:
+        """Whether its runs were trained on more than one feature store."""
+        return len({run.fingerprint for run in self.finished.values()}) > 1
+
+    @property
     def headline(self) -> str:
         """The epoch whose scores count, and whose predictions were kept: ``selected``, else ``last``."""
         return "selected" if all("selected" in run.metrics for run in self.finished.values()) else "last"

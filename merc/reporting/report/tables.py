@@ -159,6 +159,8 @@ def _chosen(section: Section) -> str:
 
 
 def _score_notes(section: Section) -> Iterator[str]:
+    if mixed := [row.name for row in section.rows if row.mixes_features]:
+        yield f"The seeds of {', '.join(mixed)} were trained on different feature stores: their mean is of no variant."
     if any(len(row.finished) > 1 for row in section.rows):
         yield "Mean ± standard deviation over seeds."
     if section.reference is not None and any(
