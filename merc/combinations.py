@@ -10,7 +10,7 @@ _SINGLE_HEAD = "choose classifier=single_head objective=fused balancing=none, or
 
 
 def is_causal(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration asks for a model in which no prediction depends on a later utterance."""
+    """Whether no prediction may depend on a later utterance: ``model.causal``, or else a graph without the future."""
     causal = config["model"]["causal"]
     return config["graph"]["future"] == 0 if causal is None else bool(causal)
 

@@ -75,10 +75,30 @@ def test_a_run_is_refused_before_data_is_read_or_a_folder_made(tmp_path: Path) -
 @pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
 def test_a_choice_means_the_same_in_every_method(model: str) -> None:
     """A method chooses parts and sets values that all choices read; it does not reach into what the user chooses."""
-    stages = ("denoiser", "gate", "balancing", "fusion", "classifier")
+    stages = ("denoiser", "gate", "balancing", "fusion", "classifier", "scheduler")
     choices = {stage: sorted(p.stem for p in (CONF / stage).glob("*.yaml") if p.stem[0] != "_") for stage in stages}
     for i in range(max(map(len, choices.values()))):
         overrides = [f"{stage}={names[i % len(names)]}" for stage, names in choices.items()]
         ours, default = (compose([f"model={name}", *overrides]) for name in (model, "amb_dsgdn"))
         for stage, override in zip(stages, overrides, strict=True):
             assert OmegaConf.to_container(ours[stage]) == OmegaConf.to_container(default[stage]), override
+
+
+@pytest.mark.parametrize(
+    ("overrides", "epochs"),
+    [
+        (("model=redifu_released", "data=synthetic_iemocap", "trainer.max_epochs=100"), 50),
+        (("model=redifu_released", "data=synthetic_meld"), 50),
+        (("model=redifu", "data=synthetic_meld"), 50),
+        (("model=redifu", "data=synthetic_iemocap"), 50),
+        (("model=redifu", "data=synthetic_iemocap", "trainer.max_epochs=100"), 100),
+        (("model=redifu", "data=custom", "data.store=mine", "trainer.max_epochs=12"), 12),
+        (("model=redifu", "data=synthetic_meld", "hyperparameters.annealing_epochs=20"), 20),
+        (("model=amb_dsgdn", "data=synthetic_meld", "scheduler=cosine", "trainer.max_epochs=12"), 12),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_the_learning_rate_falls_over_the_published_epochs_or_those_of_the_run(
+    overrides: tuple[str, ...], epochs: int
+) -> None:
+    assert compose(overrides).scheduler.T_max == epochs

@@ -13,6 +13,7 @@ from merc.balancing.policy import BalancingPolicy
 from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
 from merc.models.emotion_model import EmotionModel
+from merc.models.graphs import SpeakerGraphs
 from merc.models.lightning_module import EmotionRecognition
 from merc.models.prediction import Prediction
 
@@ -36,11 +37,14 @@ def modulation_coefficients(scores_M: Tensor, alpha: float) -> Tensor:
 
 
 def own_parameters(model: EmotionModel, modality: str) -> list[nn.Parameter]:
-    """The parameters in front of fusion that this modality alone uses: projection, denoiser, graph and gate."""
-    stages = (model.projection, model.denoiser, model.graph, model.gate)
-    named = [item for stage in stages for item in stage.named_parameters(remove_duplicate=False)]
-    others = {id(parameter) for name, parameter in named if modality not in name.split(".")}
-    return list(dict.fromkeys(p for name, p in named if modality in name.split(".") and id(p) not in others))
+    """The parameters of a modality's own projection, denoiser, graph layers and gate, but for those it shares.
+
+    Edges between modalities are nobody's own: what they make of the rows of one modality goes to the others.
+    """
+    stages = (model.projection, model.denoiser, cast(SpeakerGraphs, model.graph).branches, model.gate)
+    owned = [(owner, p) for stage in stages for owner, branch in stage.branches.items() for p in branch.parameters()]
+    others = {parameter for owner, parameter in owned if owner != modality}
+    return list(dict.fromkeys(p for owner, p in owned if owner == modality and p not in others))
 
 
 class GradientModulation(BalancingPolicy):

@@ -1,6 +1,6 @@
 """Modality dropout: the mechanism (AMB-DSGDN Eq. 25-27)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,6 @@ class ModalityDropout(nn.Module):
     def theta(self) -> Tensor:
         """Scalar θ, the mean dropout probability of the modalities (Eq. 26, equal widths)."""
         return self.probabilities.mean()
-
-    def set_probabilities(self, probabilities: Mapping[str, float | Tensor]) -> None:
-        """Set q of every modality."""
-        for i, modality in enumerate(self.modalities):
-            self.probabilities[i] = probabilities[modality]
 
     def forward(self, rows: Rows, batch: ConversationBatch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Drop and rescale.

@@ -15,7 +15,7 @@ from merc.data.conversation import ConversationBatch
 from merc.errors import MercError
 from merc.metrics import ConfusionScore, confusion_matrix
 from merc.models.emotion_model import EmotionModel
-from merc.models.lightning_module import EmotionRecognition
+from merc.models.lightning_module import EmotionRecognition, distributed
 from merc.models.stages import Rows
 
 
@@ -191,8 +191,8 @@ class AdaptiveBalancing(DropoutPolicy):
 
     def _counted_score(self) -> ConfusionScore | None:
         """The metric, if scores follow from what one batch counts on one device."""
-        metric, distributed = self.metrics[0], torch.distributed.is_available() and torch.distributed.is_initialized()
-        return metric if self.update == "batch" and isinstance(metric, ConfusionScore) and not distributed else None
+        metric = self.metrics[0]
+        return metric if self.update == "batch" and isinstance(metric, ConfusionScore) and not distributed() else None
 
     @torch.no_grad()
     def _observe(self, model: EmotionModel, rows: Rows, batch: ConversationBatch) -> None:

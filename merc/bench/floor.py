@@ -58,9 +58,9 @@ def linear_maps(model: EmotionModel, batch: ConversationBatch) -> list[LinearMap
         batch: on the device of the model.
     """
     matrices = {name: weight for name, weight in model.named_parameters() if _is_map(model, name, weight)}
-    rows = batch.with_padding(speaker=model.padding_speaker) if model.pad_dialogues else batch
+    prepared = model.prepared(batch)
     with _calls(model) as rows_of, _Products(matrices) as products, torch.no_grad():
-        model.classify(model.encode(rows), rows)
+        model.classify(model.encode(prepared), prepared)
     found = list(products.found.values())
     for name in matrices.keys() - {linear_map.weight for linear_map in found}:
         heads, inputs, outputs = _shape(matrices[name])

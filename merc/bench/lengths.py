@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log
 from statistics import median
 from typing import Any
@@ -83,10 +83,10 @@ def dialogues_of(length: int, settings: Mapping[str, Any]) -> ConversationBatch:
 
 
 def _seconds(model: EmotionModel, batch: ConversationBatch) -> float:
-    """Of one pass; the batch is a new one, as in training, that knows nothing of its structure yet."""
+    """Of one pass; a prepared batch is a new one, as in training, that knows nothing of its structure yet."""
     model.zero_grad()
     started = time.perf_counter()
-    rows = model.encode(replace(batch, causal=model.causal))
+    rows = model.encode(model.prepared(batch))
     torch.stack([x_ND.sum() for x_ND in rows.values()]).sum().backward()
     return time.perf_counter() - started
 

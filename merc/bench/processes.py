@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from merc.bench.machine import Idleness
 from merc.data.corpora import CORPORA
@@ -66,13 +66,16 @@ def _start_up(overrides: Sequence[str]) -> tuple[float, float]:
 
 def _until_first_step(command: Sequence[str]) -> float:
     start = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        TemporaryFile("w+") as errors,  # not a pipe, which would be full before anybody reads it
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         assert process.stdout is not None
         found = next((json.loads(line) for line in process.stdout if line.startswith('{"first_step"')), None)
         process.kill()
         if found is None:
-            assert process.stderr is not None
-            raise MercError(f"{' '.join(command)} took no training step: {process.stderr.read()}")
+            errors.seek(0)
+            raise MercError(f"{' '.join(command)} took no training step: {errors.read()}")
     return float(found["first_step"]) - start
 
 

@@ -199,8 +199,13 @@ class _StageClock(_EpochClock):
         assert isinstance(pl_module, EmotionRecognition)
         for name, module in [*pl_module.model.named_children(), ("objective", pl_module.objective)]:
             # Before all other hooks, so that a policy that listens to a stage counts as part of it.
-            module.register_forward_pre_hook(lambda *_, name=name: self.begin(f"forward: {name}"), prepend=True)
+            module.register_forward_pre_hook(lambda *_, name=name: self.begin_stage(name), prepend=True)
             module.register_forward_hook(lambda *_: self.watch.stop())
+
+    def begin_stage(self, name: str) -> None:
+        """What comes now belongs to a stage: to the one that runs already, where a policy that listens asks another."""
+        outer = next((running for running in self.watch.running if running.startswith(STAGE)), f"{STAGE}{name}")
+        self.begin(outer)
 
     def begin(self, name: str) -> None:
         """What comes now belongs to ``name``, in evaluation apart."""
@@ -215,7 +220,7 @@ class _StageClock(_EpochClock):
         self.watch.start(EVALUATION)
 
 
-EVALUATION = "evaluation"
+EVALUATION, STAGE = "evaluation", "forward: "
 
 ACTIONS = {
     "dataloader_next": "data",

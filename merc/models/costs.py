@@ -56,9 +56,9 @@ def flops_per_utterance(model: EmotionModel, batches: Iterable[ConversationBatch
     operations, utterances = 0, 0
     for batch in batches:
         utterances += batch.rows
-        rows = batch.with_padding(speaker=model.padding_speaker) if model.pad_dialogues else batch
+        prepared = model.prepared(batch)
         # The counter knows the products that attention consists of, but not every fused kernel.
         with pytorch_alone(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            model.classify(model.encode(rows), rows)
+            model.classify(model.encode(prepared), prepared)
         operations += counter.get_total_flops()
     return operations / utterances

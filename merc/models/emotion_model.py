@@ -78,8 +78,13 @@ class EmotionModel(nn.Module):
         self.pad_dialogues = pad_dialogues
         self.causal = causal
 
+    def prepared(self, batch: ConversationBatch) -> ConversationBatch:
+        """A batch as the stages take it: causal if the model is, with rows of padding if the model depends on them."""
+        batch = replace(batch, causal=self.causal)
+        return batch.with_padding(speaker=self.padding_speaker) if self.pad_dialogues else batch
+
     def encode(self, batch: ConversationBatch) -> dict[str, Tensor]:
-        """The stages before balancing: modality → (N, D)."""
+        """The stages before balancing, of a prepared batch: modality → (N, D)."""
         rows: Rows = self.projection(batch.features)
         if self.speaker_embedding is not None:
             rows = self.denoiser(rows, self.speaker_embedding(batch.speakers), batch)
@@ -88,19 +93,18 @@ class EmotionModel(nn.Module):
         return encoded
 
     def classify(self, rows: Rows, batch: ConversationBatch) -> Prediction:
-        """The stages behind balancing."""
+        """The stages behind balancing, of a prepared batch."""
         prediction: Prediction = self.classifier(rows if self.fusion is None else self.fusion(rows, batch))
         return prediction
 
     def forward(self, batch: ConversationBatch) -> Prediction:
         """Class scores of every utterance of the batch."""
-        batch = replace(batch, causal=self.causal)
+        prepared = self.prepared(batch)
         if self.pad_dialogues:
-            padded = batch.with_padding(speaker=self.padding_speaker)
-            return self._run(padded).rows(batch.places)
+            return self._run(prepared).rows(batch.places)
         if not (self.training and compiled_for_each_shape(batch.device)):  # evaluated batches come again as they are
-            return self._run(batch)
-        filled = batch.with_filler(missing_rows(batch.rows))
+            return self._run(prepared)
+        filled = prepared.with_filler(missing_rows(batch.rows))
         return self._run(filled).rows(filled.utterances)
 
     @property

@@ -24,6 +24,9 @@ SCALARS = ("loss", "accuracy", "weighted_precision", "weighted_f1", "macro_f1")
 class SplitScores(Metric):
     """Loss and confusion matrix of one split, accumulated on the device without waiting for it.
 
+    The loss is the mean of those of the batches, weighted by utterances. With class weights, or the square of a
+    modality's loss, that is not the loss of all utterances at once, and depends a little on the batches.
+
     Args:
         num_classes: C.
     """
@@ -41,34 +44,44 @@ class SplitScores(Metric):
         self.add_state("confusion", default=zeros, dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, predicted_N: Tensor, labels_N: Tensor) -> None:
-        """Count a batch: its mean loss, (N,) predicted and (N,) true class ids."""
+        """Count a batch: its loss, (N,) predicted and (N,) true class ids."""
         self.loss += loss.float() * len(labels_N)
         self.utterances += len(labels_N)
         self.confusion += confusion_matrix(predicted_N, labels_N, len(self.confusion))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """The mean loss per utterance and the (C, C) confusion matrix of everything since the last reset."""
+        """The loss and the (C, C) confusion matrix of everything since the last reset."""
         return self.loss / self.utterances, self.confusion
 
 
 class MeanLosses:
-    """Mean losses of an epoch's batches, weighted by utterances, added up on the device without waiting for it."""
+    """Means of the losses of batches, weighted by utterances, added up on the device without waiting for it."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._utterances: Tensor | float = 0.0
 
     def add(self, losses: Mapping[str, Tensor], utterances: Tensor | int) -> None:
-        """Count a batch: name → mean loss, of S seeds (S,), and of how many utterances."""
+        """Count a batch: name → loss, of S seeds (S,), and of how many utterances."""
         for name, loss in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + loss.detach().float() * utterances
         self._utterances = self._utterances + utterances
 
     def take(self) -> dict[str, Tensor]:
-        """The names by which the means since the last call are logged → those."""
-        means = {_logged(name): loss_sum / self._utterances for name, loss_sum in self._sums.items()}
+        """The names by which the means since the last call, of all processes, are logged → those."""
+        if not self._sums:
+            return {}
+        names, sums = [_logged(name) for name in self._sums], torch.stack(list(self._sums.values()))
+        totals = torch.cat([sums, torch.zeros_like(sums[:1]) + self._utterances])
+        if distributed():  # so that no process goes on where another one sees that training diverged
+            torch.distributed.all_reduce(totals)
         self._sums, self._utterances = {}, 0.0
-        return means
+        return dict(zip(names, totals[:-1] / totals[-1], strict=True))
+
+
+def distributed() -> bool:
+    """Whether several processes train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _logged(loss: str) -> str:
@@ -125,7 +138,7 @@ class EmotionRecognition(L.LightningModule):
         self.count(dataloader_idx, loss, prediction.fused.argmax(-1), batch.labels)
 
     def count(self, dataloader_idx: int, loss: Tensor, predicted_N: Tensor, labels_N: Tensor) -> None:
-        """Count a batch of an evaluated split: its mean loss, (N,) predicted and (N,) true class ids."""
+        """Count a batch of an evaluated split: its loss, (N,) predicted and (N,) true class ids."""
         self._split(self.evaluation_splits[dataloader_idx]).update(loss, predicted_N, labels_N)
 
     def _split(self, name: str) -> SplitScores:

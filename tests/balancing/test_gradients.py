@@ -57,6 +57,17 @@ def test_what_modalities_share_is_nobodys_own(make_model: Callable[..., EmotionM
     assert not any(p is shared for modality in ("text", "audio", "visual") for p in own_parameters(model, modality))
 
 
+def test_edges_between_modalities_are_nobodys_own(make_model: Callable[..., EmotionModel]) -> None:
+    connected, apart = (make_model(f"graph/cross_modal={edges}", "gate=sigmoid") for edges in ("attention", "none"))
+    for modality in ("text", "audio", "visual"):
+        own, expected = (
+            {name for name, p in model.named_parameters() if id(p) in {id(q) for q in own_parameters(model, modality)}}
+            for model in (connected, apart)
+        )
+        assert own == expected
+        assert len(own) > 1
+
+
 class Recorder(L.Callback):
     """Collects gradients before each step, and the mean true-class probabilities of the batches since the last one."""
 

@@ -13,7 +13,7 @@ MODALITIES = ("text", "audio", "visual")
 
 def mechanism(q: tuple[float, ...], execute: float = 1.0) -> ModalityDropout:
     module = ModalityDropout(MODALITIES, execute)
-    module.set_probabilities(dict(zip(MODALITIES, q, strict=True)))
+    module.probabilities.copy_(torch.tensor(q))
     module.active = True
     return module
 

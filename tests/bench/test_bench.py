@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,12 +16,16 @@ import torch
 from merc.bench.__main__ import bench, subjects_of
 from merc.bench.interleave import Samples, interleave
 from merc.bench.machine import Idleness, peak_resident
+from merc.bench.processes import _until_first_step
 from merc.bench.ratios import PRODUCTS, Group, ratios, spread
 from merc.bench.results import Grid, _remarks, _training_stages
-from merc.bench.subjects import Sample, Stopwatch, Turns
+from merc.bench.subjects import Sample, Stopwatch, Turns, _StageClock
 from merc.config import compose, plain
+from merc.data.conversation import ConversationBatch, CorpusInfo
 from merc.errors import MercError
+from merc.models.lightning_module import EmotionRecognition
 from merc.models.precision import multiplies_bfloat16
+from tests.conftest import CLASSES, DIMS, begin_balancing
 
 SETTINGS = plain(compose(config_name="bench"))
 TARGETS = SETTINGS["targets"]
@@ -87,6 +93,45 @@ def test_a_stopwatch_charges_the_innermost() -> None:
             time.sleep(0.05)
     assert watch.seconds["inner"] >= 0.05
     assert 0.02 <= watch.seconds["outer"] < 0.05
+
+
+class Starts(Stopwatch):
+    """Remembers what it was told to time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def start(self, name: str) -> None:
+        self.names.append(name)
+        super().start(name)
+
+
+@pytest.mark.parametrize("balancing", ["none", "adaptive"])
+def test_what_a_policy_asks_of_other_stages_is_part_of_balancing(
+    make_config: Callable[..., dict[str, Any]], make_batch: Callable[..., ConversationBatch], balancing: str
+) -> None:
+    info = CorpusInfo(DIMS, CLASSES, speaker_slots=3, class_counts=(4, 3, 2, 1))
+    module = EmotionRecognition(make_config(f"balancing={balancing}", "fusion=modality_attention"), info)
+    clock, watch = _StageClock(Mock()), Starts()
+    clock.watch = watch
+    clock.setup(Mock(), begin_balancing(module.train()), "fit")
+    module.training_step(make_batch(), 0)
+    once = [f"forward: {stage}" for stage in ("fusion", "classifier", "objective")]
+    balanced = ["forward: balancing"] * 3  # itself, and the fusion and the classifier that score the modalities
+    assert watch.names[watch.names.index("forward: gate") + 1 :] == [
+        *(balanced if balancing == "adaptive" else []),
+        *once,
+    ]
+    assert watch.running == []
+
+
+def test_a_command_may_warn_as_much_as_it_likes() -> None:
+    warn = "import signal, sys; signal.alarm(20); sys.stderr.write('careful ' * 100_000); "
+    step = """print('{"first_step": 1e9}', flush=True)"""
+    assert _until_first_step([sys.executable, "-c", warn + step]) > 0
+    with pytest.raises(MercError, match=r"took no training step: (careful ){100}"):
+        _until_first_step([sys.executable, "-c", warn])
 
 
 def test_spread_is_median_and_quartiles() -> None:

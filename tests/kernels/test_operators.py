@@ -423,7 +423,7 @@ def test_dropout_inside_an_operator_drops_single_entries_of_value_and_gradient(n
     assert not torch.equal(function(0.25, *inputs), dropped)
 
 
-@pytest.mark.parametrize("name", ["rows", "sum", "norm", "normed sum", "gelu"])
+@pytest.mark.parametrize("name", ["rows", "sum", "norm", "normed sum", "gelu", "neighbours", "utterances"])
 def test_everything_may_be_dropped(name: str) -> None:
     function, inputs = functions_with_dropout()[name]
     assert not function(1.0, *inputs).any()
@@ -435,13 +435,33 @@ def test_nan_is_not_hidden() -> None:
     nan = torch.full((4, HEADS, 2), float("nan"))
     scores = Scores(torch.full((HEADS, 8), float("nan")))
     assert attend_neighbours(torch.eye(4), torch.ones(HEADS, 4, 4), scores, None, graph, 0.0).isnan().all()
-    assert attend(nan, nan, nan, batch, 0.0).isnan().all()
     assert head_norm_gelu(nan.flatten(1), torch.ones(HEADS, 2), torch.ones(HEADS, 2)).isnan().all()
     assert dropout(nan, 0.5).isnan().all()
     assert difference_norm(nan, torch.tensor(0.5), torch.ones(2), 1e-5, 1.0).isnan().all()
     assert layer_norm_of_sum(nan[:, 0], nan[:, 0], torch.ones(2), torch.ones(2)).isnan().all()
     infinite = torch.full((4, HEADS, 2), 1e30)
     assert attend(infinite, -infinite, infinite, batch, 0.0).isnan().all()
+
+
+def test_a_query_that_is_nan_shows_in_what_it_receives_and_in_what_it_sends_back() -> None:
+    batch, (query, key, value) = batch_of([[0] * 4, [0] * 3]), torch.randn(3, 7, HEADS, 2)
+    query[1] = float("nan")
+    out = attend(*(x.requires_grad_() for x in (query, key, value)), batch, 0.0)
+    of_query, *of_others = torch.autograd.grad(out.sum(), (query, key, value))
+    for rows in (out, of_query):
+        assert rows.isnan().flatten(1).tolist() == [[i == 1] * HEADS * 2 for i in range(7)]
+    for rows in of_others:  # of all that it looked at
+        assert rows[:4].isnan().all()
+        assert rows[4:].isfinite().all()
+
+
+def test_a_score_that_is_nan_shows_in_gradients_over_a_graph() -> None:
+    graph = relation_graphs(batch_of([[0, 1, 0, 1]]), 1, 1)["inter_speaker"]
+    vectors = torch.full((HEADS, 8), float("nan"), requires_grad=True)
+    x, weight = torch.eye(4, requires_grad=True), torch.ones(HEADS, 4, 4, requires_grad=True)
+    out = attend_neighbours(x, weight, Scores(vectors), None, graph, 0.0)
+    for gradient in torch.autograd.grad(out.sum(), (x, weight, vectors)):
+        assert gradient.isnan().all()
 
 
 def test_tensors_that_lie_anyhow() -> None:

@@ -33,6 +33,16 @@ def test_padding_of_a_model_that_pads_costs(make_model: Make, make_batch: Callab
     assert flops_per_utterance(model, [make_batch(lengths=(4, 1), dims=TEXT)]) == per_row * 8 / 5
 
 
+def test_a_causal_model_costs_what_its_graphs_without_the_future_cost(
+    make_model: Make, make_batch: Callable[..., ConversationBatch]
+) -> None:
+    both_ways, causal, online = (
+        flops_per_utterance(make_model(override).eval(), [make_batch(lengths=(40,))])
+        for override in ("model.causal=null", "model.causal=true", "graph.future=0")
+    )
+    assert causal == online < both_ways
+
+
 @pytest.mark.parametrize("length", [1, 6])
 def test_attention_costs_its_two_products(
     make_model: Make, make_batch: Callable[..., ConversationBatch], length: int

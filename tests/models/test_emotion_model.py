@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from merc.errors import MercError
 from merc.models import emotion_model
 from merc.models.emotion_model import EmotionModel, missing_rows
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
+JOINT = ("concat", "gated", "low_rank")
 SINGLE_HEAD = ("classifier=single_head", "objective=fused", "balancing=none")
 VARIANTS = [
     ("model=amb_dsgdn",),
@@ -39,7 +42,6 @@ VARIANTS = [
     ("classifier=weighted_logits", "hyperparameters.logit_weights={text: 1, audio: 1, visual: 0.4}"),
     ("classifier=fixed_weights", "hyperparameters.activation=leaky_relu"),
     ("graph.subgraphs=[intra_speaker]",),
-    ("graph.future=0",),
     ("denoiser.text=transformer", "denoiser.default.layers=2", "graph.audio=gcn"),
 ]
 
@@ -119,33 +121,70 @@ def test_a_modality_of_another_name_works(
     assert set(make_model(*overrides, dims=dims)(make_batch(dims=dims)).unimodal) == set(dims)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("model=amb_dsgdn",),
-        ("model=amb_dsgdn_released",),
-        ("model=redifu", "hyperparameters.heads=4"),
-        ("model=redifu_released", "hyperparameters.heads=4", "hyperparameters.fusion_heads=2"),
-        ("denoiser=differential", "graph/cross_modal=attention"),
-        ("denoiser=recurrent", "denoiser.default.bidirectional=false", "graph=gat"),
-        ("denoiser=none", "graph=gcn", "fusion=cross_attention"),
-    ],
-    ids=" ".join,
-)
+HEADS = ("hyperparameters.heads=4", "hyperparameters.fusion_heads=2")
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem[0] != "_")
+
+
+EVERY_CHOICE = [
+    *((f"model={name}",) for name in choices("model")),
+    *((f"denoiser={name}", f"denoiser.text={name}") for name in choices("denoiser") if name != "recurrent"),
+    ("denoiser=recurrent", "denoiser.default.bidirectional=false"),
+    ("denoiser=differential", "denoiser.default.window=2", "model.pad_dialogues=true"),
+    *((f"graph={name}", "denoiser=none") for name in choices("graph")),
+    *((f"graph/cross_modal={name}", "denoiser=none", "graph=none") for name in choices("graph/cross_modal")),
+    *((f"gate={name}",) for name in choices("gate")),
+    *((f"fusion={name}", *(SINGLE_HEAD if name in JOINT else ()), "denoiser=none") for name in choices("fusion")),
+    *((f"classifier={name}", "objective=fused", "balancing=none") for name in choices("classifier")),
+]
+
+
+@pytest.mark.parametrize("causal", ["graph.future=0", "model.causal=true"])
+@pytest.mark.parametrize("overrides", EVERY_CHOICE, ids=" ".join)
 def test_no_future_means_no_future(
-    make_model: Callable[..., EmotionModel], make_batch: Callable[..., ConversationBatch], overrides: tuple[str, ...]
+    make_model: Callable[..., EmotionModel],
+    make_batch: Callable[..., ConversationBatch],
+    overrides: tuple[str, ...],
+    causal: str,
 ) -> None:
+    """What has been said is classified as if nothing followed, and what was just said counts."""
+    model = make_model(*HEADS, *overrides, causal).eval()
+    whole = make_batch(lengths=(12,))
+    beginning = ConversationBatch(
+        {m: x[:8] for m, x in whole.features.items()}, whole.speakers[:8], whole.labels[:8], (8,)
+    )
+    torch.testing.assert_close(model(whole).fused[:8], model(beginning).fused, atol=1e-6, rtol=1e-5)
+    before = model(whole).fused
+    for features in whole.features.values():
+        features[8:] += 1.0
+    after = model(whole).fused
+    torch.testing.assert_close(after[:8], before[:8])
+    assert not torch.allclose(after[8:], before[8:])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sees"),
+    [
+        (("denoiser=none",), False),
+        *(((f"denoiser={name}",), True) for name in ("transformer", "differential", "diff_transformer", "recurrent")),
+        *((("denoiser=none", f"fusion={name}"), True) for name in ("cross_attention", "text_guided_diffusion")),
+    ],
+    ids=str,
+)
+def test_a_graph_without_the_future_leaves_it_to_the_other_stages(
+    make_model: Callable[..., EmotionModel],
+    make_batch: Callable[..., ConversationBatch],
+    overrides: tuple[str, ...],
+    sees: bool,
+) -> None:
+    model = make_model(*HEADS, *overrides, "graph.future=0", "model.causal=false").eval()
     batch = make_batch(lengths=(12,))
-    models = [make_model(*overrides, "graph.future=0", f"model.causal={causal}").eval() for causal in ("null", "false")]
-    before = [model(batch).fused for model in models]
+    before = model(batch).fused[:8]
     for features in batch.features.values():
         features[8:] += 1.0
-    after = [model(batch).fused for model in models]
-    torch.testing.assert_close(after[0][:8], before[0][:8])
-    assert not torch.allclose(after[0][8:], before[0][8:])
-    sees_the_future = "denoiser=none" not in overrides and "denoiser=recurrent" not in overrides
-    if sees_the_future:  # so that the mask is what makes the difference
-        assert not torch.allclose(after[1][:8], before[1][:8])
+    assert torch.allclose(model(batch).fused[:8], before) is not sees
 
 
 @pytest.mark.parametrize("graph", ["differential", "relational_gat", "gat", "gcn"])

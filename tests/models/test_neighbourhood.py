@@ -10,10 +10,10 @@ from merc.models.graphs.neighbourhood import Neighbourhood, relation_graphs
 DIALOGUES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=5)
 
 
-def batch_of(dialogues: list[list[int]]) -> ConversationBatch:
+def batch_of(dialogues: list[list[int]], causal: bool = False) -> ConversationBatch:
     speakers = torch.tensor([speaker for dialogue in dialogues for speaker in dialogue])
     lengths = tuple(len(dialogue) for dialogue in dialogues)
-    return ConversationBatch({}, speakers=speakers, labels=torch.zeros_like(speakers), lengths=lengths)
+    return ConversationBatch({}, speakers=speakers, labels=torch.zeros_like(speakers), lengths=lengths, causal=causal)
 
 
 def adjacency_by_loops(dialogues: list[list[int]], past: int, future: int) -> dict[str, torch.Tensor]:
@@ -33,10 +33,10 @@ def adjacency_by_loops(dialogues: list[list[int]], past: int, future: int) -> di
 
 
 @settings(max_examples=60, deadline=None)
-@given(dialogues=DIALOGUES, past=st.integers(0, 20), future=st.integers(0, 20))
-def test_relations_equal_loops(dialogues: list[list[int]], past: int, future: int) -> None:
-    batch = batch_of(dialogues)
-    expected = adjacency_by_loops(dialogues, past, future)
+@given(dialogues=DIALOGUES, past=st.integers(0, 20), future=st.integers(0, 20), causal=st.booleans())
+def test_relations_equal_loops(dialogues: list[list[int]], past: int, future: int, causal: bool) -> None:
+    batch = batch_of(dialogues, causal)
+    expected = adjacency_by_loops(dialogues, past, 0 if causal else future)
     for name, graph in relation_graphs(batch, past, future).items():
         assert torch.equal(graph.dense(), expected[name])
 

@@ -30,7 +30,7 @@ class CrossModalGraph(nn.Module):
         hidden_dim: D.
         dropout: of the attention and behind it.
         past: utterances before that an utterance receives from.
-        future: utterances after.
+        future: utterances after; none of a causal batch.
     """
 
     def __init__(self, modalities: Sequence[str], hidden_dim: int, dropout: float, past: int, future: int) -> None:

@@ -38,7 +38,7 @@ class SpeakerGraphs(nn.Module):
     Args:
         layers: modality → subgraph (``inter_speaker``, ``intra_speaker``) → layers; modalities may be left out.
         past: utterances before that an utterance receives from.
-        future: utterances after; 0 makes the graph causal.
+        future: utterances after; none of a causal batch.
         self_loops: connect an utterance with itself.
         share_relations: one relation table for all relational layers, as ReDiFu has it; else one per layer.
         cross_modal: edges between modalities, behind the others; called with all rows and the batch. None: no edges.

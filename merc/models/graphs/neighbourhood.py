@@ -48,9 +48,9 @@ class Neighbourhood:
 
     @classmethod
     def of(cls, batch: ConversationBatch, past: int, future: int) -> "Neighbourhood":
-        """The neighbourhood of a batch; windows beyond the longest dialogue cost nothing."""
+        """The neighbourhood of a batch, without a future if it is causal; windows beyond all dialogues cost nothing."""
         furthest = batch.longest - 1
-        past, future = min(past, furthest), min(future, furthest)
+        past, future = min(past, furthest), 0 if batch.causal else min(future, furthest)
         return cls(batch.rows, past, future, size=max(8, (past + future) // 2))
 
     @property
@@ -168,7 +168,7 @@ def relation_graphs(
     Args:
         batch: the dialogues.
         past: an utterance receives from at most this many utterances before it.
-        future: and after it.
+        future: and after it, unless the batch is causal.
         self_loops: and from itself.
     """
     hood = Neighbourhood.of(batch, past, future)
