@@ -104,8 +104,8 @@ def measure(
 ) -> list[Row]:
     """The scores of a split under disturbances, as the rows of robustness.json.
 
-    The noise of a modality in a draw is the same at all levels, up to its size, and for all models: what differs
-    between two rows is not the luck of the draw.
+    The noise of a modality in a draw is the same at all levels, up to its size, and for all models that get the same
+    features of it: what differs between two rows is not the luck of the draw.
 
     Args:
         module: on the device where to compute.
@@ -154,18 +154,18 @@ def disturb(part: Conversations, disturbance: Disturbance, statistics: Statistic
         draw: which noise; the same number draws the same.
     """
     features = dict(part.features)
-    for index, (modality, rows) in enumerate(part.features.items()):
+    for modality, rows in part.features.items():
         mean, deviation = statistics[modality]
         if modality in disturbance.drop:
             features[modality] = mean.expand_as(rows)
         elif modality in disturbance.modalities and disturbance.noise:
-            features[modality] = rows + disturbance.noise * deviation * _noise(rows, draw, index)
+            features[modality] = rows + disturbance.noise * deviation * _noise(rows, draw, modality)
     return replace(part, features=features)
 
 
-def _noise(rows: Tensor, draw: int, modality: int) -> Tensor:
-    """Standard normal numbers in the shape of ``rows``, a function of the two numbers."""
-    seed = int(np.random.SeedSequence((draw, modality)).generate_state(1)[0])
+def _noise(rows: Tensor, draw: int, modality: str) -> Tensor:
+    """Standard normal numbers in the shape of ``rows``, a function of draw and modality, whatever others there are."""
+    seed = int(np.random.SeedSequence([draw, *modality.encode()]).generate_state(1)[0])
     return torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed))
 
 

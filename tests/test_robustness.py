@@ -149,6 +149,13 @@ def test_a_draw_is_the_same_noise_at_all_levels_and_another_draw_is_not(part: Co
     assert not torch.allclose(noise(1.0, 0)[:, :3], noise(1.0, 0, modality="visual"))
 
 
+def test_a_modality_has_the_same_noise_whatever_others_there_are(part: Conversations) -> None:
+    alone = Conversations(**{**vars(part), "features": {"audio": part.features["audio"]}})
+    noise = Disturbance(1.0, ("audio",))
+    noisy, noisy_alone = (disturb(data, noise, training_statistics(data), draw=0) for data in (part, alone))
+    assert torch.equal(noisy.features["audio"], noisy_alone.features["audio"])
+
+
 def test_missing_features_are_the_mean_of_training(part: Conversations) -> None:
     train_part, test_part = part.select(range(50)), part.select(range(50, 60))
     without = disturb(test_part, Disturbance(0.0, ("audio",), ("text",)), training_statistics(train_part), draw=0)
