@@ -8,6 +8,7 @@ that mean only for standardised features, and elsewhere a message of their own.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from merc.data.conversation import Conversations, Features
 from merc.data.datamodule import ConversationDataModule
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_names
 from merc.files import write_json
 from merc.metrics import scores_from_confusion
 from merc.models.lightning_module import EmotionRecognition
@@ -67,16 +68,17 @@ def disturbances(
         drop: the modalities that are missing throughout; None: none.
 
     Raises:
-        MercError: a level is no number from 0 on, a modality is not the model's, or none would be left.
+        MercError: one of them is no list, a level is no finite number from 0 on, a modality is not the model's, or none
+            would be left.
     """
+    for key, values in (("noise", noise), ("noisy", noisy), ("drop", drop)):
+        if values is not None and not isinstance(values, list | tuple):
+            raise MercError(f"{key}={values} is not a list, which is needed there: {key}=[{values}].")
     for level in noise or ():
-        if isinstance(level, bool) or not isinstance(level, int | float) or level < 0:
-            raise MercError(f"noise={level}: give numbers of at least 0, in standard deviations: noise=[0,0.1].")
-    for key, names in (("noisy", noisy), ("drop", drop)):
-        for name in names or ():
-            if name not in modalities:
-                offered = ", ".join(modalities)
-                raise MercError(f"{key}=[{name}] is no modality of the model ({offered}).{nearest(name, modalities)}")
+        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level < math.inf:
+            raise MercError(f"noise={level}: give finite numbers of at least 0, in standard deviations: noise=[0,0.1].")
+    check_names("noisy", map(str, noisy or ()), modalities)
+    check_names("drop", map(str, drop or ()), modalities)
     left = [m for m in modalities if m not in (drop or ())]
     if not left:
         raise MercError(f"drop=[{','.join(drop or ())}] leaves the model nothing to look at. Keep one modality.")
