@@ -6,8 +6,8 @@ configuration of the command says everything. With ``noise`` or ``drop`` the fea
 missing (:mod:`merc.robustness`), with ``sweep`` those of every finished run of an experiment.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, inference_mode
 
 from merc import cli
 from merc.config import check_plugins, instantiate, plain
-from merc.data.conversation import SPLITS, CorpusInfo
+from merc.data.conversation import SPLITS, ConversationBatch, CorpusInfo
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError, check_choice
 from merc.files import write_json
-from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, load_checkpoint
+from merc.metrics import scores_from_confusion
+from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, SplitScores, load_checkpoint
 from merc.models.precision import multiply_with
 from merc.models.released import load_released
 from merc.ranges import refuse_out_of_range
@@ -79,21 +80,38 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     config = plain(cfg)
     ckpt, split = _checkpoint(config), config["split"]
     module, data = _open(ckpt, config, overrides)
-    loader = data.loader(split)
-    # The module keeps its scores under the names of the splits that training evaluates; any of them will do here.
-    module.evaluation_splits = ("test",)
-    trainer = build_trainer(config, logger=False)
-    trainer.validate(module, dataloaders=loader, verbose=False)
-    scores = module.scores["test"]
-    metrics = {"ckpt": str(ckpt), "split": split, **{name: scores[name] for name in ("loss", *REPORTED)}}
+    loader, precision = data.loader(split), _place(module, config)
+    metrics = {"ckpt": str(ckpt), "split": split, **_scores(module, loader, precision())}
     if config["out"] is not None:
-        module.to(trainer.strategy.root_device)
-        prediction = predict(module, loader, trainer.precision_plugin.forward_context())
+        prediction = predict(module, loader, precision())
         write_predictions(Path(config["out"]) / "predictions.parquet", {split: (data.parts[split], prediction)})
         write_json(Path(config["out"]) / "metrics.json", metrics)
     show(class_table(metrics["per_class"], title=f"Scores on {split}"))
     show(scores_line(metrics))
     return metrics
+
+
+def _place(module: EmotionRecognition, config: dict[str, Any]) -> Callable[[], AbstractContextManager[Any]]:
+    """Put the module on the device that ``trainer`` names; returns what makes the context of its precision."""
+    trainer = build_trainer(config, logger=False)
+    module.to(trainer.strategy.root_device)
+    return trainer.precision_plugin.forward_context
+
+
+def _scores(
+    module: EmotionRecognition, batches: Iterable[ConversationBatch], precision: AbstractContextManager[Any]
+) -> dict[str, Any]:
+    """``loss`` and the reported scores, as validation in training has them."""
+    # Not by Lightning's validate, which would share the dialogues out among devices and count some twice.
+    counted = SplitScores(len(module.info.label_names)).to(module.device)
+    with inference_mode(), precision:
+        for batch in (each.to(module.device) for each in batches):
+            prediction = module(batch)
+            loss = module.objective(prediction, batch.labels)["total"]
+            counted.update(loss, prediction.fused.argmax(-1), batch.labels)
+    loss, confusion_CC = counted.compute()
+    scores = {"loss": loss.item(), **scores_from_confusion(confusion_CC, module.info.label_names)}
+    return {name: scores[name] for name in ("loss", *REPORTED)}
 
 
 def evaluate_disturbed(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
@@ -166,9 +184,7 @@ def _disturbed(ckpt: Path, config: dict[str, Any], overrides: Sequence[str]) -> 
         asked = disturbances(modalities, LEVELS, config["noisy"]) + every_missing_set(modalities)
     else:
         asked = disturbances(modalities, config["noise"], config["noisy"], config["drop"])
-    trainer = build_trainer(config, logger=False)
-    module.to(trainer.strategy.root_device)
-    return measure(module, data, config["split"], asked, config["draws"], trainer.precision_plugin.forward_context)
+    return measure(module, data, config["split"], asked, config["draws"], _place(module, config))
 
 
 def _checkpoint(config: Mapping[str, Any]) -> Path:
@@ -227,12 +243,17 @@ def _refuse_unread(overrides: Sequence[str]) -> None:
             )
 
 
+def _keys(overrides: Sequence[str]) -> list[str]:
+    """What each override sets: ``data`` a choice of data, ``data.size`` one of its values."""
+    return [override.lstrip("+").split("=")[0] for override in overrides]
+
+
 def _names_data(overrides: Sequence[str]) -> bool:
-    return any(override.startswith("data=") for override in overrides)
+    return "data" in _keys(overrides)
 
 
 def _about_data(overrides: Sequence[str]) -> bool:
-    return any(re.match(r"\+?data[.=]", override) for override in overrides)
+    return any(key.split(".")[0] == "data" for key in _keys(overrides))
 
 
 def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -240,7 +261,7 @@ def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: S
     if _names_data(overrides) and _source(trained) != _source(config):
         return {key: config[key] for key in ("data", "corpus")}
     data, command = OmegaConf.create({"data": trained["data"]}), OmegaConf.create(dict(config))
-    for key in (override.lstrip("+").split("=")[0] for override in overrides):
+    for key in _keys(overrides):
         if key.startswith("data."):
             OmegaConf.update(data, key, OmegaConf.select(command, key), force_add=True)
     return {"data": plain(data)["data"], "corpus": trained["corpus"]}

@@ -1,14 +1,20 @@
 """A checkpoint is scored as the run that wrote it was."""
 
+import csv
 import json
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.metrics import f1_score
 
-from merc.config import compose
+from merc.config import compose, instantiate, plain
+from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError
 from merc.evaluate import evaluate
 from merc.models.lightning_module import EmotionRecognition
@@ -39,12 +45,19 @@ def compose_evaluation(ckpt: Path, *overrides: str, data: tuple[str, ...] = DATA
     return evaluate(compose(said, "evaluate"), said)
 
 
+def loss_of(folder: RunFolder, epoch: int) -> float:
+    """The test loss of an epoch, as training wrote it down."""
+    with folder.history.open() as file:
+        return next(float(row["test/loss"]) for row in csv.DictReader(file) if row["epoch"] == str(epoch))
+
+
 def test_a_checkpoint_scores_as_in_its_run(trained: RunFolder, tmp_path: Path) -> None:
     metrics = compose_evaluation(trained.selected, f"out={tmp_path / 'out'}")
     selected = json.loads(trained.metrics.read_text())["selected"]
     assert {name: metrics[name] for name in ("weighted_f1", "accuracy", "per_class")} == {
         name: selected[name] for name in ("weighted_f1", "accuracy", "per_class")
     }
+    assert metrics["loss"] == loss_of(trained, selected["epoch"])
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     run = pq.read_table(trained.predictions)
     test = run.filter([split == "test" for split in run["split"].to_pylist()])
@@ -53,7 +66,37 @@ def test_a_checkpoint_scores_as_in_its_run(trained: RunFolder, tmp_path: Path) -
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_every_split_can_be_scored(trained: RunFolder, split: str) -> None:
-    assert compose_evaluation(trained.last, f"split={split}")["split"] == split
+    data: ConversationDataModule = instantiate(plain(compose(SMALL))["data"])
+    data.setup()
+    part = data.parts[split]
+    with torch.no_grad():
+        module = EmotionRecognition.from_checkpoint(trained.last)
+        predicted = module(part.batch(range(len(part.lengths)))).fused.argmax(-1)
+    metrics = compose_evaluation(trained.last, f"split={split}")
+    assert metrics["split"] == split
+    assert metrics["weighted_f1"] == pytest.approx(f1_score(part.labels, predicted, average="weighted"))
+    support = [scores["support"] for scores in metrics["per_class"].values()]
+    assert support == torch.bincount(part.labels, minlength=len(support)).tolist()
+
+
+def test_every_batch_counts(trained: RunFolder) -> None:
+    whole, parts = compose_evaluation(trained.last), compose_evaluation(trained.last, "data.evaluation_batch_size=2")
+    # Weights of classes make the loss of a batch the mean of no other set of utterances.
+    assert parts.pop("loss") != whole.pop("loss")
+    assert parts == whole
+
+
+def test_with_several_devices_each_dialogue_counts_once(trained: RunFolder, tmp_path: Path) -> None:
+    # An odd number of dialogues, which two devices cannot share.
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.size=0.025"]
+    command = [sys.executable, "-m", "merc.evaluate", f"ckpt={trained.path}", *several, f"out={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    per_class = json.loads((tmp_path / "metrics.json").read_text())["per_class"]
+    predictions = pq.read_table(tmp_path / "predictions.parquet")
+    assert len(set(predictions["dialogue"].to_pylist())) % 2 == 1
+    labels = Counter(predictions["label"].to_pylist())
+    assert {name: scores["support"] for name, scores in per_class.items() if scores["support"]} == labels
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
