@@ -1,9 +1,11 @@
 """``python -m merc.evaluate``: the scores of a checkpoint on a corpus, as it is or disturbed.
 
-A checkpoint of merc knows its model and the data that it was trained on: same splits, same features. What the command
-says about the data wins, what it says about the model is refused. A released state dict knows nothing: there the
-configuration of the command says everything. With ``noise`` or ``drop`` the features of modalities are noisy or
-missing (:mod:`merc.robustness`), with ``sweep`` those of every finished run of an experiment.
+A checkpoint of merc knows its model, the data that it was trained on (same splits, same features) and the precision.
+What the command says about data and precision wins, what it says about the model is refused. A released state dict
+knows nothing: there the configuration of the command says everything. With ``noise`` or ``drop`` the features of
+modalities are noisy or missing (:mod:`merc.robustness`), with ``sweep`` those of every finished run of an experiment.
+
+One process on one device computes, the first of those that ``trainer`` names.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,6 +44,12 @@ READ = (
     "matmul_precision", "plugins",
 )  # fmt: skip
 """Keys that scoring a checkpoint of merc reads."""
+
+TRAINING = (
+    "run_dir", "resume", "overwrite", "logger", "variants", "compile", "profile_steps", "seeds_per_process",
+    "optimizer", "scheduler",
+)  # fmt: skip
+"""Keys of training, which scoring a released state dict does not read."""
 
 RELEASED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -203,16 +211,16 @@ def _open(
     check_choice("split", split, SPLITS)
     refuse_out_of_range(config)
     check_plugins(config["plugins"])
-    multiply_with(config["matmul_precision"])
     own = _own_module(ckpt, config["plugins"])
+    _refuse_unread(config, overrides, released=own is None)
     if own is not None:
-        _refuse_unread(overrides)
-        config |= _data_of(own.config, config, overrides)
+        config |= _data_of(own.config, config, overrides) | _precision_of(own.config, config, overrides)
     elif not _names_data(overrides):
         raise MercError(
             f"{ckpt} does not say what it was trained on. Say on which corpus to evaluate it: data=meld, data=iemocap, "
             "data=custom, data=synthetic_meld, …."
         )
+    multiply_with(config["matmul_precision"])
     data: ConversationDataModule = instantiate(config["data"], config["plugins"])
     data.setup()
     if split not in data.parts:
@@ -234,9 +242,16 @@ def _own_module(ckpt: Path, plugins: Sequence[str]) -> EmotionRecognition | None
     return EmotionRecognition.from_checkpoint(ckpt, plugins)
 
 
-def _refuse_unread(overrides: Sequence[str]) -> None:
-    for override in overrides:
-        if override.lstrip("+").split("=")[0].split(".")[0] not in READ:
+def _refuse_unread(config: Mapping[str, Any], overrides: Sequence[str], *, released: bool) -> None:
+    """Refuse what the command says without effect on the scores; a released state dict takes the model from it."""
+    noise = config["noise"] is not None or (config["sweep"] is not None and config["drop"] is None)
+    for override, key in zip(overrides, _keys(overrides), strict=True):
+        name = key.split(".")[0]
+        if name in ("noisy", "draws") and not noise:
+            raise MercError(f"{override} is without effect: there is no noise. Add noise=[0,0.1], or leave it out.")
+        if released and name in TRAINING:
+            raise MercError(f"{override} is without effect: nothing is trained here. Leave it out.")
+        if not released and name not in READ:
             raise MercError(
                 f"{override} is without effect: the checkpoint says what the model is and what it was trained on. "
                 f"Leave it out; only {', '.join(READ)} and the keys below them count here."
@@ -265,6 +280,17 @@ def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: S
         if key.startswith("data."):
             OmegaConf.update(data, key, OmegaConf.select(command, key), force_add=True)
     return {"data": plain(data)["data"], "corpus": trained["corpus"]}
+
+
+def _precision_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``trainer`` and ``matmul_precision``: as precise as training was, unless the command says otherwise."""
+    said = _keys(overrides)
+    trainer, matmul = config["trainer"], config["matmul_precision"]
+    if "trainer.precision" not in said:
+        trainer = {**trainer, "precision": trained["trainer"].get("precision")}
+    if "matmul_precision" not in said:
+        matmul = trained.get("matmul_precision", matmul)
+    return {"trainer": trainer, "matmul_precision": matmul}
 
 
 def _source(config: Mapping[str, Any]) -> tuple[str, Any]:

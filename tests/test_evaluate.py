@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -192,6 +193,22 @@ def test_overrides_without_effect_are_refused(trained: RunFolder, override: str)
         compose_evaluation(trained.last, override)
 
 
+@pytest.mark.parametrize("override", ["draws=9", "noisy=[audio]"])
+def test_settings_of_noise_are_refused_without_it(trained: RunFolder, override: str) -> None:
+    with pytest.raises(MercError, match="without effect: there is no noise"):
+        compose_evaluation(trained.last, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["resume=true", "overwrite=true", "run_dir=x", "logger=wandb", "variants=[x]", "+optimizer.amsgrad=true"],
+)
+def test_settings_of_training_are_refused_with_a_released_state_dict(tmp_path: Path, override: str) -> None:
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "released.pt")
+    with pytest.raises(MercError, match="without effect: nothing is trained here"):
+        compose_evaluation(tmp_path / "released.pt", override, data=SMALL)
+
+
 def altered(ckpt: Path, path: Path, target: str, plugins: list[str]) -> Path:
     """The checkpoint with a gate of that name in its configuration."""
     content = torch.load(ckpt, weights_only=True)
@@ -230,3 +247,21 @@ def test_products_are_as_exact_as_the_command_says(trained: RunFolder) -> None:
     assert torch.get_float32_matmul_precision() == "medium"
     compose_evaluation(trained.selected)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_run_is_scored_in_its_precision_unless_the_command_says_another(tmp_path: Path) -> None:
+    folder = trained_with(tmp_path / "run", "trainer.precision=bf16-mixed", "matmul_precision=medium")
+    run = pq.read_table(folder.predictions)
+    test = run.filter([split == "test" for split in run["split"].to_pylist()])
+
+    def predictions(*overrides: str) -> pa.Table:
+        compose_evaluation(folder.selected, f"out='{tmp_path}'", *overrides)
+        return pq.read_table(tmp_path / "predictions.parquet")
+
+    torch.set_float32_matmul_precision("highest")
+    assert predictions().equals(test)
+    assert torch.get_float32_matmul_precision() == "medium"
+    assert not predictions("trainer.precision=32-true").equals(test)
+    assert predictions("trainer.precision=bf16-mixed").equals(test)
+    predictions("matmul_precision=high")
+    assert torch.get_float32_matmul_precision() == "high"
