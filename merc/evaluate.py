@@ -125,8 +125,8 @@ def _scores(
 def evaluate_disturbed(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
     """Score a checkpoint with noisy or missing modalities, print the scores and write robustness.json.
 
-    It goes to ``out``, else into the run folder if the checkpoint is the one that the run's scores are of and the data
-    are the run's.
+    It goes to ``out``, else into the run folder if the run is finished, the checkpoint the one that its scores are of
+    and the data its own. Otherwise nothing is written, and a line says so.
 
     Args:
         cfg: the composed configuration, see conf/evaluate.yaml.
@@ -141,14 +141,24 @@ def evaluate_disturbed(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[R
     quiet_lightning()
     config = plain(cfg)
     ckpt = _checkpoint(config)
+    # Looked up first: a run that ends while this computes may report another epoch than the one that is loaded.
+    target = _robustness_file(ckpt, config["out"], overrides)
     rows = _disturbed(ckpt, config, overrides)
     show(robustness_table(rows))
-    folder = RunFolder(ckpt.parent.parent)
-    if config["out"] is not None:
-        record(Path(config["out"]) / "robustness.json", rows)
-    elif folder.status.exists() and ckpt == folder.reported and not _about_data(overrides):
-        record(folder.robustness, rows)
+    if target is not None:
+        record(target, rows)
+    else:
+        show("Printed only: a run folder takes what a finished run reports, on its own data. Add out=… to write it.")
     return rows
+
+
+def _robustness_file(ckpt: Path, out: str | None, overrides: Sequence[str]) -> Path | None:
+    """Where the scores of a checkpoint go; None: nowhere."""
+    if out is not None:
+        return Path(out) / "robustness.json"
+    folder = RunFolder(ckpt.parent.parent)
+    reported = ckpt == folder.reported and folder.finished and not _about_data(overrides)
+    return folder.robustness if reported else None
 
 
 def evaluate_sweep(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Path]:
@@ -170,7 +180,7 @@ def evaluate_sweep(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Path]
         raise MercError("sweep=… evaluates the runs of a sweep, each into its own folder. Leave out ckpt and out.")
     if _about_data(overrides):
         raise MercError("sweep=… evaluates each run on its own data. Leave out data…, or name one run with ckpt=….")
-    names = [config["sweep"]] if isinstance(config["sweep"], str) else config["sweep"]
+    names = config["sweep"] if isinstance(config["sweep"], list) else [str(config["sweep"])]
     run_root = Path(config["run_root"])
     runs = dict.fromkeys(job.run for sweep in read_sweeps(run_root, names) for job in sweep.jobs)
     folders = [RunFolder(run_root / run) for run in runs]

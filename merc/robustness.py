@@ -7,10 +7,11 @@ that is missing is replaced by its mean on the training part, the least that a m
 that mean only for standardised features, and elsewhere a message of their own.
 """
 
+import fcntl
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +26,7 @@ from merc.data.conversation import Conversations, Features
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError, check_names
 from merc.files import write_json
-from merc.metrics import scores_from_confusion
+from merc.metrics import confusion_matrix, scores_from_confusion
 from merc.models.lightning_module import EmotionRecognition
 from merc.reporting.history import REPORTED
 from merc.reporting.predictions import predict
@@ -178,8 +179,7 @@ def _scores(
     dialogues = range(len(part.lengths))
     batches = (part.batch(dialogues[start : start + batch_size]) for start in dialogues[::batch_size])
     predicted_N = predict(module, batches, precision).fused.argmax(-1)
-    classes = len(part.label_names)
-    confusion_CC = torch.bincount(part.labels * classes + predicted_N, minlength=classes**2).view(classes, classes)
+    confusion_CC = confusion_matrix(predicted_N, part.labels, len(part.label_names))
     scores = scores_from_confusion(confusion_CC, part.label_names)
     return {name: scores[name] for name in REPORTED}
 
@@ -195,15 +195,34 @@ def _mean(values: Sequence[Any]) -> Any:
 def record(path: Path, rows: Sequence[Row]) -> None:
     """Write rows to a robustness.json; those there stay, but for the ones of the same disturbance and split.
 
+    Processes that write to the same file wait for each other, so that none loses the rows of another.
+
     Raises:
         MercError: the file cannot be read or written.
     """
+    with _locked(path):
+        merged = {_identity(row): row for row in (*_recorded(path), *rows)}
+        write_json(path, {"format": FORMAT, "rows": list(merged.values())})
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.stem}.lock").open("w")
+    except OSError as error:
+        raise MercError(f"Cannot write {path}: {error.strerror}. Choose another folder with out=….") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _recorded(path: Path) -> list[Row]:
+    try:
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     except (ValueError, KeyError, TypeError) as error:
         raise MercError(f"{path} is damaged. Delete it, and run the same command again.") from error
-    merged = {_identity(row): row for row in (*earlier, *rows)}
-    write_json(path, {"format": FORMAT, "rows": list(merged.values())})
+    return rows
 
 
 def _identity(row: Row) -> tuple[Any, ...]:
