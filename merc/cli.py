@@ -112,11 +112,18 @@ class Command:
             self.failed = True
 
 
+PATHS = ("ckpt", "out", "run_dir", "run_root", "data.store", "source.path", "source.annotations")
+"""Keys that name a file or a folder, whatever its name looks like."""
+
+_NUMBER_OR_SWITCH = re.compile(r"[+-]?(\.?\d[\w.+-]*|inf|nan|true|false)", re.IGNORECASE)
+
+
 def _quote(argument: str) -> str:
-    """Quote a value with an equals sign in it, such as the path of a run folder, which Hydra's grammar refuses."""
+    """Quote a value with an equals sign, which Hydra's grammar refuses, and a path that it takes for a number."""
     key, _, value = argument.partition("=")
-    plain_value = re.fullmatch(r"[^'\"\[{(,]*=[^'\"\]}),]*", value)
-    return f'{key}="{value}"' if plain_value and not argument.startswith("-") else argument
+    equals = re.fullmatch(r"[^'\"\[{(,]*=[^'\"\]}),]*", value)
+    number = key.lstrip("+") in PATHS and _NUMBER_OR_SWITCH.fullmatch(value)
+    return f'{key}="{value}"' if (equals or number) and not argument.startswith("-") else argument
 
 
 def report(error: Exception, config_name: str) -> None:
@@ -246,13 +253,26 @@ def _parents(key: str) -> list[str]:
 
 
 def _refuse_other_kinds(cfg: DictConfig, defaults: DictConfig, keys: Iterable[str]) -> None:
-    """Refuse a value that is no number, switch or list where the default is one."""
+    """Refuse a value that is no number, switch, list or text where the default is one, and what is no path."""
     for key in keys:
         default, value = OmegaConf.select(defaults, key), OmegaConf.select(cfg, key)
-        kind = next((kind for kind, types in _KINDS.items() if type(default) in types), None)
         # Lightning takes several kinds of value for one argument, and checks them itself.
-        if kind is not None and type(value) not in _KINDS[kind] and not key.startswith("trainer."):
-            raise MercError(f"{key}={value} is not {kind}, which is needed there. The default is {key}={default}.")
+        kind = None if key.startswith("trainer.") else _other_kind(key, default, value)
+        if kind is not None:
+            hint = f" A number in quotes is text: '{key}=\"{value}\"'." if kind == "text" else ""
+            raise MercError(
+                f"{key}={value} is not {kind}, which is needed there. The default is {key}={default}.{hint}"
+            )
+
+
+def _other_kind(key: str, default: Any, value: Any) -> str | None:
+    """What a value should be instead; None when it is fine."""
+    if key in PATHS:
+        return None if isinstance(value, str) or value is default is None else "a path"
+    if isinstance(default, str):
+        return "text" if isinstance(value, bool | int | float) else None
+    kind = next((kind for kind, types in _KINDS.items() if type(default) in types), None)
+    return None if kind is None or type(value) in _KINDS[kind] else kind
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

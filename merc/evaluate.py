@@ -1,13 +1,15 @@
 """``python -m merc.evaluate``: the scores of a checkpoint on a corpus, as it is or disturbed.
 
-A checkpoint of merc knows its model and the data that it was trained on: same splits, same features. What the command
-says about the data wins, what it says about the model is refused. A released state dict knows nothing: there the
-configuration of the command says everything. With ``noise`` or ``drop`` the features of modalities are noisy or
-missing (:mod:`merc.robustness`), with ``sweep`` those of every finished run of an experiment.
+A checkpoint of merc knows its model, the data that it was trained on (same splits, same features) and the precision.
+What the command says about data and precision wins, what it says about the model is refused. A released state dict
+knows nothing: there the configuration of the command says everything. With ``noise`` or ``drop`` the features of
+modalities are noisy or missing (:mod:`merc.robustness`), with ``sweep`` those of every finished run of an experiment.
+
+One process on one device computes, the first of those that ``trainer`` names.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, inference_mode
 
 from merc import cli
 from merc.config import check_plugins, instantiate, plain
-from merc.data.conversation import SPLITS, CorpusInfo
+from merc.data.conversation import SPLITS, ConversationBatch, CorpusInfo
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError, check_choice
 from merc.files import write_json
-from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, load_checkpoint
+from merc.metrics import scores_from_confusion
+from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, SplitScores, load_checkpoint
 from merc.models.precision import multiply_with
 from merc.models.released import load_released
 from merc.ranges import refuse_out_of_range
@@ -41,6 +44,12 @@ READ = (
     "matmul_precision", "plugins",
 )  # fmt: skip
 """Keys that scoring a checkpoint of merc reads."""
+
+TRAINING = (
+    "run_dir", "resume", "overwrite", "logger", "variants", "compile", "profile_steps", "seeds_per_process",
+    "optimizer", "scheduler",
+)  # fmt: skip
+"""Keys of training, which scoring a released state dict does not read."""
 
 RELEASED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -79,16 +88,10 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     config = plain(cfg)
     ckpt, split = _checkpoint(config), config["split"]
     module, data = _open(ckpt, config, overrides)
-    loader = data.loader(split)
-    # The module keeps its scores under the names of the splits that training evaluates; any of them will do here.
-    module.evaluation_splits = ("test",)
-    trainer = build_trainer(config, logger=False)
-    trainer.validate(module, dataloaders=loader, verbose=False)
-    scores = module.scores["test"]
-    metrics = {"ckpt": str(ckpt), "split": split, **{name: scores[name] for name in ("loss", *REPORTED)}}
+    loader, precision = data.loader(split), _place(module, config)
+    metrics = {"ckpt": str(ckpt), "split": split, **_scores(module, loader, precision())}
     if config["out"] is not None:
-        module.to(trainer.strategy.root_device)
-        prediction = predict(module, loader, trainer.precision_plugin.forward_context())
+        prediction = predict(module, loader, precision())
         write_predictions(Path(config["out"]) / "predictions.parquet", {split: (data.parts[split], prediction)})
         write_json(Path(config["out"]) / "metrics.json", metrics)
     show(class_table(metrics["per_class"], title=f"Scores on {split}"))
@@ -96,11 +99,34 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return metrics
 
 
+def _place(module: EmotionRecognition, config: dict[str, Any]) -> Callable[[], AbstractContextManager[Any]]:
+    """Put the module on the device that ``trainer`` names; returns what makes the context of its precision."""
+    trainer = build_trainer(config, logger=False)
+    module.to(trainer.strategy.root_device)
+    return trainer.precision_plugin.forward_context
+
+
+def _scores(
+    module: EmotionRecognition, batches: Iterable[ConversationBatch], precision: AbstractContextManager[Any]
+) -> dict[str, Any]:
+    """``loss`` and the reported scores, as validation in training has them."""
+    # Not by Lightning's validate, which would share the dialogues out among devices and count some twice.
+    counted = SplitScores(len(module.info.label_names)).to(module.device)
+    with inference_mode(), precision:
+        for batch in (each.to(module.device) for each in batches):
+            prediction = module(batch)
+            loss = module.objective(prediction, batch.labels)["total"]
+            counted.update(loss, prediction.fused.argmax(-1), batch.labels)
+    loss, confusion_CC = counted.compute()
+    scores = {"loss": loss.item(), **scores_from_confusion(confusion_CC, module.info.label_names)}
+    return {name: scores[name] for name in ("loss", *REPORTED)}
+
+
 def evaluate_disturbed(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Row]:
     """Score a checkpoint with noisy or missing modalities, print the scores and write robustness.json.
 
-    It goes to ``out``, else into the run folder if the checkpoint is the one that the run's scores are of and the data
-    are the run's.
+    It goes to ``out``, else into the run folder if the run is finished, the checkpoint the one that its scores are of
+    and the data its own. Otherwise nothing is written, and a line says so.
 
     Args:
         cfg: the composed configuration, see conf/evaluate.yaml.
@@ -115,14 +141,24 @@ def evaluate_disturbed(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[R
     quiet_lightning()
     config = plain(cfg)
     ckpt = _checkpoint(config)
+    # Looked up first: a run that ends while this computes may report another epoch than the one that is loaded.
+    target = _robustness_file(ckpt, config["out"], overrides)
     rows = _disturbed(ckpt, config, overrides)
     show(robustness_table(rows))
-    folder = RunFolder(ckpt.parent.parent)
-    if config["out"] is not None:
-        record(Path(config["out"]) / "robustness.json", rows)
-    elif folder.status.exists() and ckpt == folder.reported and not _about_data(overrides):
-        record(folder.robustness, rows)
+    if target is not None:
+        record(target, rows)
+    else:
+        show("Printed only: a run folder takes what a finished run reports, on its own data. Add out=… to write it.")
     return rows
+
+
+def _robustness_file(ckpt: Path, out: str | None, overrides: Sequence[str]) -> Path | None:
+    """Where the scores of a checkpoint go; None: nowhere."""
+    if out is not None:
+        return Path(out) / "robustness.json"
+    folder = RunFolder(ckpt.parent.parent)
+    reported = ckpt == folder.reported and folder.finished and not _about_data(overrides)
+    return folder.robustness if reported else None
 
 
 def evaluate_sweep(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Path]:
@@ -144,7 +180,7 @@ def evaluate_sweep(cfg: DictConfig, overrides: Sequence[str] = ()) -> list[Path]
         raise MercError("sweep=… evaluates the runs of a sweep, each into its own folder. Leave out ckpt and out.")
     if _about_data(overrides):
         raise MercError("sweep=… evaluates each run on its own data. Leave out data…, or name one run with ckpt=….")
-    names = [config["sweep"]] if isinstance(config["sweep"], str) else config["sweep"]
+    names = config["sweep"] if isinstance(config["sweep"], list) else [str(config["sweep"])]
     run_root = Path(config["run_root"])
     runs = dict.fromkeys(job.run for sweep in read_sweeps(run_root, names) for job in sweep.jobs)
     folders = [RunFolder(run_root / run) for run in runs]
@@ -166,9 +202,7 @@ def _disturbed(ckpt: Path, config: dict[str, Any], overrides: Sequence[str]) -> 
         asked = disturbances(modalities, LEVELS, config["noisy"]) + every_missing_set(modalities)
     else:
         asked = disturbances(modalities, config["noise"], config["noisy"], config["drop"])
-    trainer = build_trainer(config, logger=False)
-    module.to(trainer.strategy.root_device)
-    return measure(module, data, config["split"], asked, config["draws"], trainer.precision_plugin.forward_context)
+    return measure(module, data, config["split"], asked, config["draws"], _place(module, config))
 
 
 def _checkpoint(config: Mapping[str, Any]) -> Path:
@@ -187,16 +221,16 @@ def _open(
     check_choice("split", split, SPLITS)
     refuse_out_of_range(config)
     check_plugins(config["plugins"])
-    multiply_with(config["matmul_precision"])
     own = _own_module(ckpt, config["plugins"])
+    _refuse_unread(config, overrides, released=own is None)
     if own is not None:
-        _refuse_unread(overrides)
-        config |= _data_of(own.config, config, overrides)
+        config |= _data_of(own.config, config, overrides) | _precision_of(own.config, config, overrides)
     elif not _names_data(overrides):
         raise MercError(
             f"{ckpt} does not say what it was trained on. Say on which corpus to evaluate it: data=meld, data=iemocap, "
             "data=custom, data=synthetic_meld, …."
         )
+    multiply_with(config["matmul_precision"])
     data: ConversationDataModule = instantiate(config["data"], config["plugins"])
     data.setup()
     if split not in data.parts:
@@ -218,21 +252,33 @@ def _own_module(ckpt: Path, plugins: Sequence[str]) -> EmotionRecognition | None
     return EmotionRecognition.from_checkpoint(ckpt, plugins)
 
 
-def _refuse_unread(overrides: Sequence[str]) -> None:
-    for override in overrides:
-        if override.lstrip("+").split("=")[0].split(".")[0] not in READ:
+def _refuse_unread(config: Mapping[str, Any], overrides: Sequence[str], *, released: bool) -> None:
+    """Refuse what the command says without effect on the scores; a released state dict takes the model from it."""
+    noise = config["noise"] is not None or (config["sweep"] is not None and config["drop"] is None)
+    for override, key in zip(overrides, _keys(overrides), strict=True):
+        name = key.split(".")[0]
+        if name in ("noisy", "draws") and not noise:
+            raise MercError(f"{override} is without effect: there is no noise. Add noise=[0,0.1], or leave it out.")
+        if released and name in TRAINING:
+            raise MercError(f"{override} is without effect: nothing is trained here. Leave it out.")
+        if not released and name not in READ:
             raise MercError(
                 f"{override} is without effect: the checkpoint says what the model is and what it was trained on. "
                 f"Leave it out; only {', '.join(READ)} and the keys below them count here."
             )
 
 
+def _keys(overrides: Sequence[str]) -> list[str]:
+    """What each override sets: ``data`` a choice of data, ``data.size`` one of its values."""
+    return [override.lstrip("+").split("=")[0] for override in overrides]
+
+
 def _names_data(overrides: Sequence[str]) -> bool:
-    return any(override.startswith("data=") for override in overrides)
+    return "data" in _keys(overrides)
 
 
 def _about_data(overrides: Sequence[str]) -> bool:
-    return any(re.match(r"\+?data[.=]", override) for override in overrides)
+    return any(key.split(".")[0] == "data" for key in _keys(overrides))
 
 
 def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -240,10 +286,21 @@ def _data_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: S
     if _names_data(overrides) and _source(trained) != _source(config):
         return {key: config[key] for key in ("data", "corpus")}
     data, command = OmegaConf.create({"data": trained["data"]}), OmegaConf.create(dict(config))
-    for key in (override.lstrip("+").split("=")[0] for override in overrides):
+    for key in _keys(overrides):
         if key.startswith("data."):
             OmegaConf.update(data, key, OmegaConf.select(command, key), force_add=True)
     return {"data": plain(data)["data"], "corpus": trained["corpus"]}
+
+
+def _precision_of(trained: Mapping[str, Any], config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``trainer`` and ``matmul_precision``: as precise as training was, unless the command says otherwise."""
+    said = _keys(overrides)
+    trainer, matmul = config["trainer"], config["matmul_precision"]
+    if "trainer.precision" not in said:
+        trainer = {**trainer, "precision": trained["trainer"].get("precision")}
+    if "matmul_precision" not in said:
+        matmul = trained.get("matmul_precision", matmul)
+    return {"trainer": trainer, "matmul_precision": matmul}
 
 
 def _source(config: Mapping[str, Any]) -> tuple[str, Any]:

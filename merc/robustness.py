@@ -7,9 +7,11 @@ that is missing is replaced by its mean on the training part, the least that a m
 that mean only for standardised features, and elsewhere a message of their own.
 """
 
+import fcntl
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -22,9 +24,9 @@ from torch import Tensor
 
 from merc.data.conversation import Conversations, Features
 from merc.data.datamodule import ConversationDataModule
-from merc.errors import MercError, nearest
+from merc.errors import MercError, check_names
 from merc.files import write_json
-from merc.metrics import scores_from_confusion
+from merc.metrics import confusion_matrix, scores_from_confusion
 from merc.models.lightning_module import EmotionRecognition
 from merc.reporting.history import REPORTED
 from merc.reporting.predictions import predict
@@ -67,16 +69,17 @@ def disturbances(
         drop: the modalities that are missing throughout; None: none.
 
     Raises:
-        MercError: a level is no number from 0 on, a modality is not the model's, or none would be left.
+        MercError: one of them is no list, a level is no finite number from 0 on, a modality is not the model's, or none
+            would be left.
     """
+    for key, values in (("noise", noise), ("noisy", noisy), ("drop", drop)):
+        if values is not None and not isinstance(values, list | tuple):
+            raise MercError(f"{key}={values} is not a list, which is needed there: {key}=[{values}].")
     for level in noise or ():
-        if isinstance(level, bool) or not isinstance(level, int | float) or level < 0:
-            raise MercError(f"noise={level}: give numbers of at least 0, in standard deviations: noise=[0,0.1].")
-    for key, names in (("noisy", noisy), ("drop", drop)):
-        for name in names or ():
-            if name not in modalities:
-                offered = ", ".join(modalities)
-                raise MercError(f"{key}=[{name}] is no modality of the model ({offered}).{nearest(name, modalities)}")
+        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level < math.inf:
+            raise MercError(f"noise={level}: give finite numbers of at least 0, in standard deviations: noise=[0,0.1].")
+    check_names("noisy", map(str, noisy or ()), modalities)
+    check_names("drop", map(str, drop or ()), modalities)
     left = [m for m in modalities if m not in (drop or ())]
     if not left:
         raise MercError(f"drop=[{','.join(drop or ())}] leaves the model nothing to look at. Keep one modality.")
@@ -104,8 +107,8 @@ def measure(
 ) -> list[Row]:
     """The scores of a split under disturbances, as the rows of robustness.json.
 
-    The noise of a modality in a draw is the same at all levels, up to its size, and for all models: what differs
-    between two rows is not the luck of the draw.
+    The noise of a modality in a draw is the same at all levels, up to its size, and for all models that get the same
+    features of it: what differs between two rows is not the luck of the draw.
 
     Args:
         module: on the device where to compute.
@@ -154,18 +157,18 @@ def disturb(part: Conversations, disturbance: Disturbance, statistics: Statistic
         draw: which noise; the same number draws the same.
     """
     features = dict(part.features)
-    for index, (modality, rows) in enumerate(part.features.items()):
+    for modality, rows in part.features.items():
         mean, deviation = statistics[modality]
         if modality in disturbance.drop:
             features[modality] = mean.expand_as(rows)
         elif modality in disturbance.modalities and disturbance.noise:
-            features[modality] = rows + disturbance.noise * deviation * _noise(rows, draw, index)
+            features[modality] = rows + disturbance.noise * deviation * _noise(rows, draw, modality)
     return replace(part, features=features)
 
 
-def _noise(rows: Tensor, draw: int, modality: int) -> Tensor:
-    """Standard normal numbers in the shape of ``rows``, a function of the two numbers."""
-    seed = int(np.random.SeedSequence((draw, modality)).generate_state(1)[0])
+def _noise(rows: Tensor, draw: int, modality: str) -> Tensor:
+    """Standard normal numbers in the shape of ``rows``, a function of draw and modality, whatever others there are."""
+    seed = int(np.random.SeedSequence([draw, *modality.encode()]).generate_state(1)[0])
     return torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -176,8 +179,7 @@ def _scores(
     dialogues = range(len(part.lengths))
     batches = (part.batch(dialogues[start : start + batch_size]) for start in dialogues[::batch_size])
     predicted_N = predict(module, batches, precision).fused.argmax(-1)
-    classes = len(part.label_names)
-    confusion_CC = torch.bincount(part.labels * classes + predicted_N, minlength=classes**2).view(classes, classes)
+    confusion_CC = confusion_matrix(predicted_N, part.labels, len(part.label_names))
     scores = scores_from_confusion(confusion_CC, part.label_names)
     return {name: scores[name] for name in REPORTED}
 
@@ -193,15 +195,34 @@ def _mean(values: Sequence[Any]) -> Any:
 def record(path: Path, rows: Sequence[Row]) -> None:
     """Write rows to a robustness.json; those there stay, but for the ones of the same disturbance and split.
 
+    Processes that write to the same file wait for each other, so that none loses the rows of another.
+
     Raises:
         MercError: the file cannot be read or written.
     """
+    with _locked(path):
+        merged = {_identity(row): row for row in (*_recorded(path), *rows)}
+        write_json(path, {"format": FORMAT, "rows": list(merged.values())})
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.stem}.lock").open("w")
+    except OSError as error:
+        raise MercError(f"Cannot write {path}: {error.strerror}. Choose another folder with out=….") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _recorded(path: Path) -> list[Row]:
+    try:
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     except (ValueError, KeyError, TypeError) as error:
         raise MercError(f"{path} is damaged. Delete it, and run the same command again.") from error
-    merged = {_identity(row): row for row in (*earlier, *rows)}
-    write_json(path, {"format": FORMAT, "rows": list(merged.values())})
+    return rows
 
 
 def _identity(row: Row) -> tuple[Any, ...]:

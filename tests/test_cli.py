@@ -20,12 +20,12 @@ def command(
 ) -> Callable[..., tuple[int, str]]:
     """Run a job as a command; returns its exit status and what it wrote to stderr."""
 
-    def run(job: Callable[[DictConfig], Any], *arguments: str) -> tuple[int, str]:
+    def run(job: Callable[[DictConfig], Any], *arguments: str, config_name: str = "train") -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         GlobalHydra.instance().clear()
         try:
-            cli.run(job, "train")
+            cli.run(job, config_name)
         except SystemExit as stop:
             return int(stop.code or 0), capsys.readouterr().err
         return 0, capsys.readouterr().err
@@ -72,6 +72,9 @@ def test_a_job_gets_its_configuration(command: Command) -> None:
         (["denoiser.vidual=none"], "no key 'denoiser.vidual'. Did you mean 'denoiser.visual'?"),
         (["resume=maybe"], "resume=maybe is not true or false"),
         (["data.modalities=text"], "is not a list"),
+        (["data.split=5"], "data.split=5 is not text, which is needed there. The default is data.split=official."),
+        (["run_dir=[a]"], "run_dir=['a'] is not a path"),
+        (["run_root=null"], "run_root=None is not a path"),
         (["~graph"], "graph=none"),
         (["seed"], "'seed' cannot be read"),
         (["seed=[1"], "'seed=[1' cannot be read"),
@@ -87,7 +90,16 @@ def test_a_mistake_in_the_configuration_is_explained(command: Command, arguments
 
 @pytest.mark.parametrize(
     "argument",
-    ["+optimizer.amsgrad=true", "+trainer.limit_train_batches=2", "debug=fast", "~optimizer.weight_decay", "seed=2"],
+    [
+        "+optimizer.amsgrad=true",
+        "+trainer.limit_train_batches=2",
+        "debug=fast",
+        "~optimizer.weight_decay",
+        "seed=2",
+        "run_dir=null",
+        'data.split="5"',
+        "trainer.precision=32",
+    ],
 )
 def test_valid_overrides_are_accepted(command: Command, argument: str) -> None:
     assert command(nothing, argument) == (0, "")
@@ -101,6 +113,20 @@ def test_a_path_with_equals_signs_needs_no_quotes(command: Command) -> None:
     paths: list[str] = []
     command(lambda cfg: paths.append(cfg.run_dir), "run_dir=runs/x/seed=1")
     assert paths == ["runs/x/seed=1"]
+
+
+@pytest.mark.parametrize("key", ["run_dir", "run_root", "ckpt", "out"])
+@pytest.mark.parametrize("name", ["5", "-1", "2024_01", "1e3", ".5", "true", "NaN", "2024-01", "a5", "5/a"])
+def test_the_name_of_a_folder_may_look_like_a_number(command: Command, key: str, name: str) -> None:
+    paths: list[str] = []
+    assert command(lambda cfg: paths.append(cfg[key]), f"{key}={name}", config_name="evaluate") == (0, "")
+    assert paths == [name]
+
+
+def test_the_name_of_a_folder_may_look_like_a_number_in_a_multirun(command: Command) -> None:
+    paths: list[str] = []
+    assert command(lambda cfg: paths.append(cfg.run_root), "run_root=2024_01", "seed=1,2", "--multirun") == (0, "")
+    assert paths == ["2024_01", "2024_01"]
 
 
 def test_a_mistake_of_the_user_is_one_line(command: Command) -> None:

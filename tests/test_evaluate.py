@@ -1,14 +1,21 @@
 """A checkpoint is scored as the run that wrote it was."""
 
+import csv
 import json
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.metrics import f1_score
 
-from merc.config import compose
+from merc.config import compose, instantiate, plain
+from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError
 from merc.evaluate import evaluate
 from merc.models.lightning_module import EmotionRecognition
@@ -39,12 +46,19 @@ def compose_evaluation(ckpt: Path, *overrides: str, data: tuple[str, ...] = DATA
     return evaluate(compose(said, "evaluate"), said)
 
 
+def loss_of(folder: RunFolder, epoch: int) -> float:
+    """The test loss of an epoch, as training wrote it down."""
+    with folder.history.open() as file:
+        return next(float(row["test/loss"]) for row in csv.DictReader(file) if row["epoch"] == str(epoch))
+
+
 def test_a_checkpoint_scores_as_in_its_run(trained: RunFolder, tmp_path: Path) -> None:
     metrics = compose_evaluation(trained.selected, f"out={tmp_path / 'out'}")
     selected = json.loads(trained.metrics.read_text())["selected"]
     assert {name: metrics[name] for name in ("weighted_f1", "accuracy", "per_class")} == {
         name: selected[name] for name in ("weighted_f1", "accuracy", "per_class")
     }
+    assert metrics["loss"] == loss_of(trained, selected["epoch"])
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     run = pq.read_table(trained.predictions)
     test = run.filter([split == "test" for split in run["split"].to_pylist()])
@@ -53,7 +67,37 @@ def test_a_checkpoint_scores_as_in_its_run(trained: RunFolder, tmp_path: Path) -
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_every_split_can_be_scored(trained: RunFolder, split: str) -> None:
-    assert compose_evaluation(trained.last, f"split={split}")["split"] == split
+    data: ConversationDataModule = instantiate(plain(compose(SMALL))["data"])
+    data.setup()
+    part = data.parts[split]
+    with torch.no_grad():
+        module = EmotionRecognition.from_checkpoint(trained.last)
+        predicted = module(part.batch(range(len(part.lengths)))).fused.argmax(-1)
+    metrics = compose_evaluation(trained.last, f"split={split}")
+    assert metrics["split"] == split
+    assert metrics["weighted_f1"] == pytest.approx(f1_score(part.labels, predicted, average="weighted"))
+    support = [scores["support"] for scores in metrics["per_class"].values()]
+    assert support == torch.bincount(part.labels, minlength=len(support)).tolist()
+
+
+def test_every_batch_counts(trained: RunFolder) -> None:
+    whole, parts = compose_evaluation(trained.last), compose_evaluation(trained.last, "data.evaluation_batch_size=2")
+    # Weights of classes make the loss of a batch the mean of no other set of utterances.
+    assert parts.pop("loss") != whole.pop("loss")
+    assert parts == whole
+
+
+def test_with_several_devices_each_dialogue_counts_once(trained: RunFolder, tmp_path: Path) -> None:
+    # An odd number of dialogues, which two devices cannot share.
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.size=0.025"]
+    command = [sys.executable, "-m", "merc.evaluate", f"ckpt={trained.path}", *several, f"out={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    per_class = json.loads((tmp_path / "metrics.json").read_text())["per_class"]
+    predictions = pq.read_table(tmp_path / "predictions.parquet")
+    assert len(set(predictions["dialogue"].to_pylist())) % 2 == 1
+    labels = Counter(predictions["label"].to_pylist())
+    assert {name: scores["support"] for name, scores in per_class.items() if scores["support"]} == labels
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -149,6 +193,22 @@ def test_overrides_without_effect_are_refused(trained: RunFolder, override: str)
         compose_evaluation(trained.last, override)
 
 
+@pytest.mark.parametrize("override", ["draws=9", "noisy=[audio]"])
+def test_settings_of_noise_are_refused_without_it(trained: RunFolder, override: str) -> None:
+    with pytest.raises(MercError, match="without effect: there is no noise"):
+        compose_evaluation(trained.last, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["resume=true", "overwrite=true", "run_dir=x", "logger=wandb", "variants=[x]", "+optimizer.amsgrad=true"],
+)
+def test_settings_of_training_are_refused_with_a_released_state_dict(tmp_path: Path, override: str) -> None:
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "released.pt")
+    with pytest.raises(MercError, match="without effect: nothing is trained here"):
+        compose_evaluation(tmp_path / "released.pt", override, data=SMALL)
+
+
 def altered(ckpt: Path, path: Path, target: str, plugins: list[str]) -> Path:
     """The checkpoint with a gate of that name in its configuration."""
     content = torch.load(ckpt, weights_only=True)
@@ -187,3 +247,21 @@ def test_products_are_as_exact_as_the_command_says(trained: RunFolder) -> None:
     assert torch.get_float32_matmul_precision() == "medium"
     compose_evaluation(trained.selected)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_run_is_scored_in_its_precision_unless_the_command_says_another(tmp_path: Path) -> None:
+    folder = trained_with(tmp_path / "run", "trainer.precision=bf16-mixed", "matmul_precision=medium")
+    run = pq.read_table(folder.predictions)
+    test = run.filter([split == "test" for split in run["split"].to_pylist()])
+
+    def predictions(*overrides: str) -> pa.Table:
+        compose_evaluation(folder.selected, f"out='{tmp_path}'", *overrides)
+        return pq.read_table(tmp_path / "predictions.parquet")
+
+    torch.set_float32_matmul_precision("highest")
+    assert predictions().equals(test)
+    assert torch.get_float32_matmul_precision() == "medium"
+    assert not predictions("trainer.precision=32-true").equals(test)
+    assert predictions("trainer.precision=bf16-mixed").equals(test)
+    predictions("matmul_precision=high")
+    assert torch.get_float32_matmul_precision() == "high"

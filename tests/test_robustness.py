@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from merc.data.datamodule import SyntheticDataModule
 from merc.data.synthetic import CONTAGION, INERTIA, SIGNAL, generate
 from merc.errors import MercError
 from merc.evaluate import evaluate, evaluate_disturbed, evaluate_sweep
+from merc.files import write_json
 from merc.models.lightning_module import EmotionRecognition
 from merc.reporting.run_folder import RunFolder
 from merc.robustness import (
@@ -107,8 +110,15 @@ def test_every_set_of_modalities_is_missing_once_but_all() -> None:
     [
         ({"noise": [-0.1]}, r"noise=-0\.1"),
         ({"noise": ["loud"]}, "noise=loud"),
-        ({"noise": [1], "noisy": ["adio"]}, r"noisy=\[adio\].*Did you mean 'audio'"),
-        ({"noise": [1], "drop": ["vidual"]}, r"drop=\[vidual\].*Did you mean 'visual'"),
+        ({"noise": [True]}, "noise=True"),
+        ({"noise": [float("nan")]}, "noise=nan: give finite numbers"),
+        ({"noise": [float("inf")]}, "noise=inf: give finite numbers"),
+        ({"noise": 0.1}, r"noise=0\.1 is not a list.*noise=\[0\.1\]"),
+        ({"noise": [1], "noisy": "audio"}, r"noisy=audio is not a list.*noisy=\[audio\]"),
+        ({"noise": None, "drop": "audio"}, r"drop=audio is not a list.*drop=\[audio\]"),
+        ({"noise": None, "drop": [5]}, "drop names '5'"),
+        ({"noise": [1], "noisy": ["adio"]}, "noisy names 'adio'.*Did you mean 'audio'"),
+        ({"noise": [1], "drop": ["vidual"]}, "drop names 'vidual'.*Did you mean 'visual'"),
         ({"noise": None, "drop": list(ALL)}, "nothing to look at"),
         ({"noise": [1], "noisy": ["text"], "drop": ["text"]}, "missing features have no noise"),
     ],
@@ -147,6 +157,13 @@ def test_a_draw_is_the_same_noise_at_all_levels_and_another_draw_is_not(part: Co
     correlation = torch.corrcoef(torch.stack([noise(1.0, 0).flatten(), noise(1.0, 1).flatten()]))[0, 1]
     assert correlation.abs() < 5 / part.features["text"].numel() ** 0.5
     assert not torch.allclose(noise(1.0, 0)[:, :3], noise(1.0, 0, modality="visual"))
+
+
+def test_a_modality_has_the_same_noise_whatever_others_there_are(part: Conversations) -> None:
+    alone = Conversations(**{**vars(part), "features": {"audio": part.features["audio"]}})
+    noise = Disturbance(1.0, ("audio",))
+    noisy, noisy_alone = (disturb(data, noise, training_statistics(data), draw=0) for data in (part, alone))
+    assert torch.equal(noisy.features["audio"], noisy_alone.features["audio"])
 
 
 def test_missing_features_are_the_mean_of_training(part: Conversations) -> None:
@@ -234,6 +251,58 @@ def test_only_the_scores_of_the_run_itself_go_into_its_folder(run: RunFolder, tm
     assert (tmp_path / "out" / "robustness.json").exists()
     disturbed(run.selected, "drop=[text]")
     assert recorded(run)
+
+
+def test_rows_of_processes_that_write_at_once_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_slowly(path: Path, content: Any) -> None:
+        time.sleep(0.2)
+        write_json(path, content)
+
+    monkeypatch.setattr("merc.robustness.write_json", write_slowly)
+    rows = [{"noise": 0.0, "modalities": [], "drop": [name], "split": "test"} for name in ALL]
+    # The lock is that of an open file, so that it sets threads apart like processes.
+    with ThreadPoolExecutor(len(rows)) as pool:
+        list(pool.map(lambda row: record(tmp_path / "robustness.json", [row]), rows))
+    written = json.loads((tmp_path / "robustness.json").read_text())["rows"]
+    assert sorted(written, key=rows.index) == rows
+
+
+def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MercError, match=r"Cannot write .*robustness\.json.*out="):
+        record(tmp_path / "file" / "robustness.json", [])
+
+
+@pytest.mark.parametrize("others", [["data.size=0.02"], ["++data.size=0.02"], ["data=synthetic_meld"]])
+def test_scores_on_other_data_are_printed_only(
+    run: RunFolder, others: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disturbed(run.selected, "drop=[text]", *others)
+    assert not run.robustness.exists()
+    assert "Add out=…" in capsys.readouterr().out
+
+
+def test_scores_of_a_run_that_still_trains_are_printed_only(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.update_status(state="running")
+
+    def measure_while_it_ends(*arguments: Any) -> list[dict[str, Any]]:
+        run.update_status(state="finished")
+        return measure(*arguments)
+
+    monkeypatch.setattr("merc.evaluate.measure", measure_while_it_ends)
+    disturbed(run.path, "drop=[text]")
+    assert not run.robustness.exists()
+    assert "Add out=…" in capsys.readouterr().out
+    disturbed(run.path, "drop=[text]")
+    assert recorded(run)
+    assert "Add out=…" not in capsys.readouterr().out
+
+
+def test_settings_of_noise_are_refused_where_only_modalities_are_missing(run: RunFolder) -> None:
+    with pytest.raises(MercError, match="draws=9 is without effect"):
+        disturbed(run.path, "drop=[text]", "draws=9")
 
 
 def write_manifest(root: Path, name: str, data: str, runs: list[str]) -> None:
