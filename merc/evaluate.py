@@ -232,12 +232,15 @@ def _open(
         )
     multiply_with(config["matmul_precision"])
     data: ConversationDataModule = instantiate(config["data"], config["plugins"])
+    if own is not None:
+        data.scales = own.info.scales
     data.setup()
     if split not in data.parts:
         raise MercError(f"The data has no {split} split, only {', '.join(data.parts)}: see data.split.")
     if own is None:
         return _released_module(ckpt, config, data.info), data
     _refuse_other_data(own, config, data.info)
+    _refuse_replaced_store(own, config, data.info, overrides)
     if split == "validation":
         _refuse_training_dialogues(own.config, config)
     return own, data
@@ -366,6 +369,19 @@ def _refuse_other_data(module: EmotionRecognition, config: dict[str, Any], info:
         raise MercError(
             f"The checkpoint was trained with data.standardize={standardize}, the data comes with "
             f"{config['data']['standardize']}. Add data.standardize={standardize}."
+        )
+
+
+def _refuse_replaced_store(
+    module: EmotionRecognition, config: Mapping[str, Any], info: CorpusInfo, overrides: Sequence[str]
+) -> None:
+    """What lies where the training data lay must be those, unless the command asks for what lies there."""
+    store = config["data"].get("store")
+    same_place = store == module.config["data"].get("store") and "data.store" not in _keys(overrides)
+    if same_place and info.fingerprint != module.info.fingerprint:
+        raise MercError(
+            f"The feature store {store} was replaced since the checkpoint was trained on it. To evaluate on what it "
+            f"holds now, add data.store={store}."
         )
 
 

@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 from sklearn.metrics import f1_score
 
 from merc.config import compose, instantiate, plain
+from merc.data.corpora import MELD
 from merc.data.datamodule import ConversationDataModule
+from merc.data.store import write_store
+from merc.data.synthetic import generate
 from merc.errors import MercError
 from merc.evaluate import evaluate
 from merc.models.lightning_module import EmotionRecognition
@@ -162,6 +165,29 @@ def test_the_data_are_those_of_training(tmp_path: Path, fraction: str) -> None:
     assert metrics["weighted_f1"] == selected["validation_weighted_f1"]
     metrics = compose_evaluation(folder.selected, data=("data=synthetic_meld", "trainer=cpu"))
     assert metrics["per_class"] == selected["per_class"]
+
+
+def test_features_are_standardised_as_in_training(tmp_path: Path) -> None:
+    folder = trained_with(tmp_path / "run", "data.standardize=zscore")
+    own, merged = (compose_evaluation(folder.last, *said) for said in ([], ["data.split=merged"]))
+    assert own == merged  # the same test dialogues, whatever means and deviations the training part would have now
+
+
+def test_a_store_that_was_replaced_is_not_taken_for_that_of_training(tmp_path: Path) -> None:
+    def prepare(seed: int) -> Path:
+        conversations = generate(MELD, size=0.02, seed=seed, dims={"text": 6, "audio": 4, "visual": 3})
+        write_store(tmp_path / "store", conversations, corpus=None, sources={}, overwrite=seed > 1)
+        return tmp_path / "store"
+
+    store = prepare(seed=1)
+    small = ("hyperparameters.hidden_dim=16", "trainer.max_epochs=1", "trainer=cpu", f"run_dir={tmp_path / 'run'}")
+    train(compose(["data=custom", f"data.store={store}", "model=amb_dsgdn_released", *small]))
+    ckpt = RunFolder(tmp_path / "run").last
+    trained_on = compose_evaluation(ckpt, data=())
+    prepare(seed=2)
+    with pytest.raises(MercError, match=f"was replaced.*data.store={store}"):
+        compose_evaluation(ckpt, data=())
+    assert compose_evaluation(ckpt, f"data.store={store}", data=("data=custom",)) != trained_on
 
 
 def test_what_the_command_says_about_the_data_wins(trained: RunFolder) -> None:
