@@ -252,6 +252,14 @@ def test_a_checkpoint_runs_no_code_of_its_choice(trained: RunFolder, tmp_path: P
         compose_evaluation(ckpt)
 
 
+def test_a_checkpoint_of_another_version_is_explained(trained: RunFolder, tmp_path: Path) -> None:
+    content = torch.load(trained.last, weights_only=True)
+    del content["merc"]["info"]["scales"]
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(MercError, match="another version of merc: it lacks 'scales'"):
+        compose_evaluation(tmp_path / "old.ckpt")
+
+
 def test_a_checkpoint_trusts_the_commands_plugins_alone(
     trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

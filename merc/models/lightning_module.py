@@ -176,14 +176,20 @@ class EmotionRecognition(L.LightningModule):
             plugins: packages of the user's from which its parts may come. What the file itself trusts does not count.
 
         Raises:
-            MercError: the file is missing, damaged or not a checkpoint of merc, or names a part outside the trusted
-                packages.
+            MercError: the file is missing, damaged or not a checkpoint of this version of merc, or names a part outside
+                the trusted packages.
         """
         checkpoint = load_checkpoint(path)
         if CHECKPOINT_KEY not in checkpoint:
             raise MercError(f"{path} is not a checkpoint of merc: it does not say which model it belongs to.")
         stored = checkpoint[CHECKPOINT_KEY]
-        module = cls({**stored["config"], "plugins": list(plugins)}, CorpusInfo.from_dict(stored["info"]))
+        try:
+            info = CorpusInfo.from_dict(stored["info"])
+        except KeyError as error:
+            raise MercError(
+                f"{path} is of another version of merc: it lacks {error}. Train the model again."
+            ) from error
+        module = cls({**stored["config"], "plugins": list(plugins)}, info)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
 

@@ -42,9 +42,9 @@ def refuse_other_features(folder: RunFolder) -> None:
     """
     if not folder.corpus.exists():
         return
+    there = json.loads(folder.corpus.read_text(encoding="utf-8")).get("fingerprint")
     store = OmegaConf.select(OmegaConf.load(folder.config), "data.store")
-    there = json.loads(folder.corpus.read_text(encoding="utf-8"))["fingerprint"]
-    if store is not None and Path(store).exists() and there != fingerprint(Path(store)):
+    if there is not None and Path(store).exists() and there != fingerprint(Path(store)):
         raise _other_data(folder)
 
 
