@@ -6,8 +6,8 @@ from typing import Any
 from merc.errors import MercError
 
 COUNTS = {
-    "batch_size", "draws", "evaluation_batch_size", "fusion_heads", "heads", "hidden_dim", "layers", "max_epochs",
-    "output_depth", "rank", "speaker_slots",
+    "annealing_epochs", "batch_size", "draws", "evaluation_batch_size", "fusion_heads", "heads", "hidden_dim", "layers",
+    "max_epochs", "output_depth", "rank", "speaker_slots",
 }  # fmt: skip
 """Whole numbers from 1."""
 
