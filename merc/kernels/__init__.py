@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from merc.kernels.library import loaded
-from merc.models.plain import plain_form
+from merc.kernels.plain import plain_form
 
 PRECISIONS = (torch.float32, torch.bfloat16)
 

@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from merc.data.conversation import TILE, ConversationBatch
 from merc.kernels import drops, native
+from merc.kernels.plain import plain_form
 from merc.models.dropout import Masks, apply_mask, keep_scale
-from merc.models.plain import plain_form
 from merc.models.precision import at_least_single, lower_precision
 
 PIECE = 64

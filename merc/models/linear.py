@@ -25,7 +25,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from merc.kernels import native
-from merc.models.plain import plain_form
+from merc.kernels.plain import plain_form
 from merc.models.precision import lower_precision, multiplies_bfloat16
 
 WORTHWHILE = 2**24  # multiplications below which anything but the BLAS costs more to set up than it saves

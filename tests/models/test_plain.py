@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from merc.data.conversation import ConversationBatch
+from merc.kernels.plain import plain_form
 from merc.models import linear as linear_module
 from merc.models.attention import attend
 from merc.models.difference_norm import difference_norm
@@ -19,7 +20,6 @@ from merc.models.graphs.neighbourhood import Relation, relation_graphs
 from merc.models.head_norm import head_norm_gelu
 from merc.models.lambdas import lambdas
 from merc.models.linear import Engine, linear
-from merc.models.plain import plain_form
 from merc.models.sum_norm import SumNorm
 from tests.models.test_linear import OURS
 
