@@ -30,12 +30,20 @@ def refuse_out_of_range(config: Mapping[str, Any]) -> None:
         config: the plain resolved configuration of a run.
 
     Raises:
-        MercError: a value is out of range; the message names the key, under hyperparameters where it comes from there.
+        MercError: a value is out of range; the message names the key that it comes from.
     """
-    first = {"hyperparameters": config.get("hyperparameters", {})}
-    for key, value in _numbers({**first, **config}, config.get("plugins", ())):
+    for key, value in _sources_first(config):
         if needed := _needed(key.rsplit(".", 1)[-1], value):
             raise MercError(f"{key}={value}: give {needed}.")
+
+
+def _sources_first(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf, those that others follow from before them."""
+    hyperparameters, trainer = config.get("hyperparameters", {}), config.get("trainer", {})
+    for name, node in (("hyperparameters", hyperparameters), ("trainer", trainer)):
+        if "max_epochs" in node:
+            yield f"{name}.max_epochs", node["max_epochs"]
+    yield from _numbers({"hyperparameters": hyperparameters, **config}, config.get("plugins", ()))
 
 
 def _needed(name: str, value: Any) -> str | None:

@@ -255,9 +255,6 @@ def build_trainer(config: dict[str, Any], **arguments: Any) -> L.Trainer:
     """
     settings = config["trainer"]
     _refuse_decided(settings, partial_evaluation=bool(config["profile_steps"]))
-    epochs = settings["max_epochs"]
-    if not isinstance(epochs, int) or epochs < 1:
-        raise MercError(f"trainer.max_epochs={epochs} is no number of epochs. Choose 1 or more.")
     precision = str(settings.get("precision") or PRECISIONS[0])
     precision = {name.split("-")[0]: name for name in PRECISIONS}.get(precision, precision)
     check_choice("trainer.precision", precision, PRECISIONS)

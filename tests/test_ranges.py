@@ -17,6 +17,9 @@ from merc.train import train
     [
         "hyperparameters.hidden_dim=0",
         "hyperparameters.heads=0",
+        "hyperparameters.max_epochs=0",
+        "hyperparameters.annealing_epochs=0",
+        "trainer.max_epochs=0",
         "hyperparameters.batch_size=2.5",
         "hyperparameters.window=1.5",
         "hyperparameters.execute_probability=7",
