@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merc.config import locate
+from merc.config import locate, target_of
 from merc.errors import MercError
 
 _SINGLE_HEAD = "choose classifier=single_head objective=fused balancing=none, or fusion=none"
@@ -83,4 +83,4 @@ def _weighs_modalities(objective: Mapping[str, Any]) -> bool:
 
 
 def _name(node: Mapping[str, Any]) -> str:
-    return str(node["_target_"]).rsplit(".", 1)[-1]
+    return str(target_of(node)).rsplit(".", 1)[-1]

@@ -93,7 +93,7 @@ def instantiate(
         MercError: the target lies outside the trusted packages, does not exist, is of another kind, or does not take
             these arguments.
     """
-    target = str(node["_target_"])
+    target = str(target_of(node))
     settings = {key: value for key, value in node.items() if key != "_target_"} | arguments
     called = locate(node, plugins)
     if kind is not None and not (isinstance(called, type) and issubclass(called, kind)):
@@ -112,7 +112,7 @@ def locate(node: Mapping[str, Any], plugins: Sequence[str] = ()) -> Callable[...
     Raises:
         MercError: the target lies outside the trusted packages, does not exist, or is neither class nor function.
     """
-    target = str(node["_target_"])
+    target = str(target_of(node))
     _refuse_untrusted(target, target, plugins)
     try:
         found = get_class(target) if target.rsplit(".", 1)[-1][:1].isupper() else get_method(target)
@@ -132,6 +132,21 @@ def _refuse_untrusted(target: str, home: str, plugins: Sequence[str]) -> None:
             f"The configuration names '{target}'{origin}, which lies outside "
             f"{', '.join((*TRUSTED_PACKAGES, *plugins))}. If you trust that package, add plugins=[{package}]."
         )
+
+
+def target_of(node: Mapping[str, Any]) -> str | None:
+    """The name of the class that a configuration node stands for; None: of none.
+
+    Raises:
+        MercError: it does not say.
+    """
+    if "_target_" not in node:
+        raise MercError(
+            f"A part of the configuration has no _target_, only {', '.join(map(str, node)) or 'nothing'}. Name its "
+            "class in its YAML file: _target_: package.Class."
+        )
+    target: str | None = node["_target_"]
+    return target
 
 
 def check_plugins(plugins: Sequence[str]) -> None:

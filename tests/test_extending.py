@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from test_readme import ROOT, commands_by_section, shrunk
 
 from merc.data.conversation import ConversationBatch, CorpusInfo
+from merc.errors import MercError
 from merc.models.__main__ import STAGES
 from merc.models.build import build_model, build_objective
 
@@ -168,3 +169,58 @@ def test_every_part_is_called_as_the_page_says(
     assert sorted(objective.arguments) == ["class_counts", "label_names", "modalities"]
     assert all(parameter.grad is not None for parameter in model.projection.parameters())
     assert len({id(module) for module in model.graph.modules() if type(module).__name__ == "Graph"}) == 6
+
+
+BROKEN = """
+from torch import nn
+
+
+class Wide(nn.Module):
+    def forward(self, x, *context):
+        return x.repeat(1, 2)
+
+
+class Silent(nn.Module):
+    def forward(self, x, *context):
+        return None
+
+
+class Joint(nn.Module):
+    def __init__(self, modalities):
+        super().__init__()
+
+    def forward(self, rows, batch):
+        return {"fused": sum(rows.values())}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+gate.text._target_=broken.Wide"], r"Wide was given rows of shape \(14, 16\) and returned \(14, 32\)"),
+        (
+            ["+denoiser.audio._target_=broken.Silent"],
+            r"Silent was given rows of shape \(14, 16\) and returned a NoneType",
+        ),
+        (["+graph.text._target_=broken.Wide"], "Wide was given rows"),
+        (
+            ["+fusion.module._target_=broken.Joint"],
+            "Joint returned rows of fused, .* text, audio, visual.*joint = True",
+        ),
+        (["+gate.text.width=3"], "no _target_, only width"),
+    ],
+)
+def test_a_part_that_does_not_keep_its_promise_is_named(
+    make_config: Callable[..., dict[str, Any]],
+    make_batch: Callable[..., ConversationBatch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    batch = make_batch()
+    info = CorpusInfo({m: x.shape[1] for m, x in batch.features.items()}, ("a", "b", "c", "d"), 3, (4, 3, 2, 1))
+    with pytest.raises(MercError, match=message):
+        build_model(make_config("plugins=[broken]", *overrides), info)(batch)
