@@ -42,9 +42,7 @@ def read_sections(
     return [Section(experiments[sweep.experiment], sweep, sampling or Sampling(), runs, run_root) for sweep in sweeps]
 
 
-def _with_a_file(
-    sweeps: Sequence[Manifest], config_dir: Path | None, skipped: Callable[[str], object]
-) -> Sequence[Manifest]:
+def _with_a_file(sweeps: list[Manifest], config_dir: Path | None, skipped: Callable[[str], object]) -> list[Manifest]:
     """The sweeps of experiments that have a file; all where none has, so that reading them says so."""
     there = set(experiment_names(config_dir))
     kept = [sweep for sweep in sweeps if sweep.experiment in there]
