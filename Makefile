@@ -37,7 +37,7 @@ INSTALLED = $(VENV)/.merc-installed
 .PHONY: help install train models bench bench-scale bench-gpu paper test lint format wheel hooks clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /:/' | awk -F: '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## Create the environment (.venv) with the tested versions
 

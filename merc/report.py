@@ -25,7 +25,7 @@ def report(names: list[str], settings: dict[str, Any]) -> Path:
     """Write tables, figures and the page, and print the first table of each experiment.
 
     Args:
-        names: experiments, or folders of experiments; none: all that were started.
+        names: experiments, or folders of experiments; none: all that were started and have a file.
         settings: those of conf/report.yaml.
 
     Returns:
@@ -37,9 +37,8 @@ def report(names: list[str], settings: dict[str, Any]) -> Path:
     if settings["attention"] is not None:
         raise MercError("attention=… is for two runs: python -m merc.report compare RUN_A RUN_B attention=DIALOGUE_ID")
     config_dir = settings["config_dir"]
-    sections = read_sections(
-        Path(settings["run_root"]), names, Path(config_dir) if config_dir is not None else None, _sampling(settings)
-    )
+    own, skipped = Path(config_dir) if config_dir is not None else None, list[str]()
+    sections = read_sections(Path(settings["run_root"]), names, own, _sampling(settings), skipped.append)
     out = Path(settings["out"])
     target = write_report(sections, out, settings["figures"])
     if settings["wandb"]:
@@ -48,6 +47,8 @@ def report(names: list[str], settings: dict[str, Any]) -> Path:
         log_sections(sections, out, settings["wandb_project"], settings["wandb_entity"], settings["wandb_mode"])
     for section in sections:
         _print(section)
+    for reason in skipped:
+        print(f"Skipped: {reason}")
     print(f"Everything: {target}")
     return target
 

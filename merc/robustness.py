@@ -45,7 +45,7 @@ class Disturbance:
 
     Args:
         noise: standard deviation of the noise, in those of each feature dimension.
-        modalities: those that are noisy.
+        modalities: those that are noisy; none without noise.
         drop: those that are missing.
     """
 
@@ -60,7 +60,7 @@ def disturbances(
     noisy: Sequence[str] | None = None,
     drop: Sequence[str] | None = None,
 ) -> list[Disturbance]:
-    """Every disturbance that is asked for, each once.
+    """Every disturbance that is asked for, each once: features without noise are the same whose noise that would be.
 
     Args:
         modalities: of the model, in order.
@@ -88,13 +88,15 @@ def disturbances(
         raise MercError("Every modality of noisy=[…] is also in drop=[…]: missing features have no noise.")
     sets = list(dict.fromkeys(chosen))
     missing = tuple(m for m in modalities if m in (drop or ()))
-    return [Disturbance(float(level), names, missing) for names in sets for level in noise or (0.0,)]
+    levels = [float(level) for level in noise or (0.0,)]
+    asked = (Disturbance(level, names if level else (), missing) for names in sets for level in levels)
+    return list(dict.fromkeys(asked))
 
 
 def every_missing_set(modalities: Sequence[str]) -> list[Disturbance]:
     """Each set of modalities missing once, but the set of all."""
     sets = [drop for size in range(1, len(modalities)) for drop in combinations(modalities, size)]
-    return [Disturbance(0.0, tuple(m for m in modalities if m not in drop), drop) for drop in sets]
+    return [Disturbance(0.0, (), drop) for drop in sets]
 
 
 def measure(
@@ -119,7 +121,6 @@ def measure(
         precision: makes the context in which the model computes, such as autocast.
     """
     statistics = training_statistics(data.parts["train"])
-    known: dict[Disturbance, dict[str, Any]] = {}
 
     def scored(disturbance: Disturbance, draw: int) -> dict[str, Any]:
         part = disturb(data.parts[split], disturbance, statistics, draw)
@@ -128,11 +129,8 @@ def measure(
     rows = []
     for disturbance in asked:
         repeats = draws if disturbance.noise else 1
-        # Without noise it makes no difference whose noise that is.
-        effective = disturbance if disturbance.noise else replace(disturbance, modalities=())
-        if effective not in known:
-            known[effective] = _mean([scored(effective, draw) for draw in range(repeats)])
-        rows.append({**_plain(disturbance), "split": split, "draws": repeats, "scores": known[effective]})
+        scores = _mean([scored(disturbance, draw) for draw in range(repeats)])
+        rows.append({**_plain(disturbance), "split": split, "draws": repeats, "scores": scores})
     return rows
 
 
@@ -226,4 +224,5 @@ def _recorded(path: Path) -> list[Row]:
 
 
 def _identity(row: Row) -> tuple[Any, ...]:
-    return row["noise"], tuple(row["modalities"]), tuple(row["drop"]), row["split"]
+    """What the scores of a row depend on; older files name modalities without noise as well."""
+    return row["noise"], tuple(row["modalities"]) if row["noise"] else (), tuple(row["drop"]), row["split"]

@@ -144,6 +144,14 @@ def test_missing_and_damaged_files_are_explained(tmp_path: Path, suffix: str, co
         compose_evaluation(path)
 
 
+def test_what_is_no_checkpoint_is_told_without_pytorchs_advice_to_trust_it(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# merc")
+    with pytest.raises(MercError, match=r"nothing in it was executed\. \(UnpicklingError\)$") as refused:
+        compose_evaluation(path)
+    assert "weights_only" not in str(refused.value)
+
+
 def trained_with(path: Path, *overrides: str) -> RunFolder:
     train(compose([*SMALL, "trainer.max_epochs=1", f"run_dir={path}", *overrides]))
     return RunFolder(path)

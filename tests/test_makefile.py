@@ -20,7 +20,9 @@ def make(*arguments: str) -> str:
 def test_make_alone_lists_every_target() -> None:
     assert make() == make("help")
     assert [line.split()[1] for line in make("help").splitlines()] == TARGETS
-    assert all(len(line.split()) > 2 for line in make("help").splitlines())
+    described = re.findall(r"^([a-z-]+):.*?## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [line.split(maxsplit=2)[1:] for line in make("help").splitlines()] == [list(each) for each in described]
+    assert any(":" in description for _, description in described)
 
 
 def test_environment_is_created_once(tmp_path: Path) -> None:

@@ -85,11 +85,19 @@ def recorded(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def test_noise_is_on_all_modalities_together_then_on_each() -> None:
-    asked = disturbances(ALL, [0, 0.5])
+    asked = disturbances(ALL, [0.2, 0.5])
     assert [(d.modalities, d.noise) for d in asked] == [
-        (names, level) for names in (ALL, ("text",), ("audio",), ("visual",)) for level in (0.0, 0.5)
+        (names, level) for names in (ALL, ("text",), ("audio",), ("visual",)) for level in (0.2, 0.5)
     ]
     assert disturbances(["text"], [0.5]) == [Disturbance(0.5, ("text",))]
+
+
+def test_without_noise_each_set_of_missing_modalities_is_scored_once() -> None:
+    assert disturbances(ALL, None, drop=["audio"]) == [Disturbance(0.0, (), ("audio",))]
+    asked = disturbances(ALL, [0, 0.2, 0])
+    assert asked.count(Disturbance(0.0, ())) == sum(not d.noise for d in asked) == 1
+    assert len(asked) == 1 + len((ALL, *ALL))
+    assert all(not d.modalities for d in every_missing_set(ALL))
 
 
 def test_chosen_modalities_are_noisy_together_and_missing_ones_are_not() -> None:
@@ -207,9 +215,10 @@ def test_the_command_writes_into_the_run_folder(run: RunFolder) -> None:
     assert done.returncode == 0, done.stderr
     assert "text+audio+visual" in done.stdout
     rows = {(tuple(row["modalities"]), row["noise"]): row for row in recorded(run)}
-    assert rows.keys() == {(names, level) for names in (ALL, *((m,) for m in ALL)) for level in (0.0, 3.0)}
+    assert rows.keys() == {((), 0.0), *((names, 3.0) for names in (ALL, *((m,) for m in ALL)))}
+    assert len(rows) == len(recorded(run)) == done.stdout.count(" σ ")
     selected = json.loads(run.metrics.read_text())["selected"]
-    clean = rows[ALL, 0.0]["scores"]
+    clean = rows[(), 0.0]["scores"]
     assert clean == {name: selected[name] for name in clean}
     assert rows[ALL, 3.0]["scores"]["weighted_f1"] < clean["weighted_f1"] - 0.02
     # The text has no weight in this model, so that only the others count.
@@ -238,6 +247,9 @@ def test_later_rows_replace_those_of_the_same_disturbance(tmp_path: Path) -> Non
     record(path, [row(0.2, [], 0.3), row(0.2, ["audio"], 0.2)])
     found = [entry["scores"]["accuracy"] for entry in json.loads(path.read_text())["rows"]]
     assert found == [0.5, 0.3, 0.2]
+    record(path, [{**row(0.0, [], score), "modalities": names} for names, score in ((["text"], 0.6), ([], 0.7))])
+    found = [entry["scores"]["accuracy"] for entry in json.loads(path.read_text())["rows"]]
+    assert found == [0.5, 0.3, 0.2, 0.7], "without noise it makes no difference whose noise that is"
     path.write_text("[]")
     with pytest.raises(MercError, match="damaged"):
         record(path, [])

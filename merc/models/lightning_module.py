@@ -227,7 +227,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise MercError(
             f"{path} cannot be read as a checkpoint of tensors and plain values; nothing in it was executed. "
-            f"({str(error).splitlines()[0]})"
+            f"({type(error).__name__})"
         ) from error
     if not isinstance(checkpoint, dict):
         raise MercError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint.")

@@ -78,8 +78,11 @@ def _percent(score: float) -> str:
 
 
 def show(content: RenderableType) -> None:
-    """Print to stdout, at a fixed width where stdout is no terminal, so that logs keep whole lines."""
-    console = Console()
+    """Print to stdout, at a fixed width where stdout is no terminal, so that logs keep whole lines.
+
+    Names such as ``[angry]`` or ``:smile:`` stay as they are, rather than become styles and pictures.
+    """
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(markup=False, emoji=False, width=120)
     console.print(content)

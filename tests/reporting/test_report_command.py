@@ -69,6 +69,23 @@ def test_mistakes_end_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_experiment_without_a_file_does_not_block_the_others(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.grid("mine/table", {"all": 0.6}, seeds=(1,))
+    lab.sweep("theirs/windows", [lab.job("all", 1, "model-meld-all/seed=1")])
+    command(monkeypatch, *settings(lab, tmp_path / "out"), "figures=false")
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line.startswith("Skipped")] == [
+        "Skipped: There is no experiment 'theirs/windows'. If it is one of your own, say where: config_dir=FOLDER, "
+        "which holds experiment/."
+    ]
+    assert [path.parent.parent.name for path in (tmp_path / "out").rglob("report.md")] == ["table"]
+    for name in ("theirs/windows", "theirs"):
+        with pytest.raises(SystemExit, match="Error: There is no experiment 'theirs/windows'"):
+            command(monkeypatch, *settings(lab, tmp_path / "out"), "figures=false", "mine/table", name)
+
+
 def test_help_lists_every_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command(monkeypatch, "--help")
     shown = capsys.readouterr().out

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from lab import Lab, robustness, section_of, sections_of
 
+from merc.arguments import help_text
 from merc.config import compose
-from merc.reporting.report.provenance import commands, facts, portable
+from merc.reporting.report.provenance import RUN_ROOT, commands, facts, portable
 from merc.reporting.report.sections import Section
-from merc.reporting.report.write import write_report
+from merc.reporting.report.write import read_sections, write_report
 
 ENVIRONMENT = {
     "command": ["/home/me/merc/train.py", "run_root=/home/me/runs"],
@@ -36,15 +37,35 @@ def test_the_commands_are_those_of_the_sweep(lab: Lab) -> None:
     train, report = commands(section, Path("docs/results/mine"))
     chosen = ["data=meld", "data.store=path/to/meld", "data.modalities=[text,audio]"]
     some = "variants=[all]"  # the experiment has others, too
-    assert shlex.split(train)[3:] == ["-m", "experiment=mine/table", *chosen, "seed=1,2", some]
-    assert shlex.split(report)[3:] == ["mine/table", "out=docs/results/mine"]
-    assert commands(section, Path("/home/me/out"))[-1].endswith("merc.report mine/table")
+    there = "run_root=path/to/runs"
+    assert shlex.split(train)[3:] == ["-m", "experiment=mine/table", *chosen, "seed=1,2", some, there]
+    assert shlex.split(report)[3:] == ["mine/table", there, "out=docs/results/mine"]
+    assert commands(section, Path("/home/me/out"))[-1].endswith("merc.report mine/table run_root=path/to/runs")
     assert compose([*chosen, "seed=1"]).data.modalities == ["text", "audio"]
 
 
 def test_what_was_evaluated_behind_training_is_a_command_too(lab: Lab) -> None:
     section = swept(lab, {1: {"robustness": robustness(0.5)}})
-    assert commands(section, Path("reports"))[1] == "python -m merc.evaluate sweep=mine/table"
+    assert commands(section, Path("reports"))[1] == "python -m merc.evaluate sweep=mine/table run_root=path/to/runs"
+
+
+def test_the_commands_name_the_folder_of_the_runs_unless_it_is_the_default(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept(lab, {1: {"robustness": robustness(0.5)}})
+    monkeypatch.chdir(lab.runs.parent)
+    (section,) = read_sections(Path("runs"), config_dir=lab.config_dir)
+    assert not any("run_root" in line for line in commands(section, Path("reports")))
+    lab.runs.rename("smoke runs")
+    (section,) = read_sections(Path("smoke runs"), config_dir=lab.config_dir)
+    lines = commands(section, Path("reports"))
+    assert len(lines) == 3
+    assert all("run_root=smoke runs" in shlex.split(line) for line in lines)
+
+
+def test_the_default_folder_of_the_runs_is_that_of_the_commands() -> None:
+    assert help_text("", "report").count(f"run_root: {RUN_ROOT} #") == 1
+    assert compose([]).run_root == compose([], "evaluate").run_root == str(RUN_ROOT)
 
 
 def test_facts_are_those_of_the_runs(lab: Lab) -> None:

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from merc.reporting import statistics
 from merc.reporting.report import runs as runs_module
 from merc.reporting.report.columns import COSTS
 from merc.reporting.report.render import scores_csv
-from merc.reporting.report.tables import Table, section_tables
+from merc.reporting.report.tables import Table, missing_scores, noise_curve, noises, section_tables
 from merc.sweeping.experiment import experiment_names, read_experiment
 
 
@@ -309,6 +310,29 @@ def test_robustness_is_a_table_of_noise_and_one_of_missing_modalities(lab: Lab) 
     missing = texts(table_of(section, "missing"))["all (reference)"]
     assert missing["nothing missing"] == "63.00 ± 1.41"
     assert missing["without text"] == "33.00 ± 1.41"
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_curves_of_the_same_missing_modalities_start_at_one_row_without_noise(lab: Lab, older: bool) -> None:
+    """Older files have that row once for each set of noisy modalities."""
+    content = robustness(0.6)
+    if not older:
+        rows: list[dict[str, Any]] = content["rows"]  # type: ignore[assignment]
+        zero = {str(row["drop"]): {**row, "modalities": []} for row in rows if not row["noise"]}
+        content["rows"] = [*zero.values(), *(row for row in rows if row["noise"])]
+    lab.experiment("mine/noise", kind="robustness", columns=["weighted_f1"])
+    lab.run("a/seed=1", robustness=content)
+    lab.sweep("mine/noise", [lab.job("all", 1, "a/seed=1")])
+    (row,) = section_of(lab).rows
+    assert noises(row) == ["text+audio", "audio"]
+    for noisy, noisy_score in (("text+audio", 55.0), ("audio", 59.5)):
+        curve = noise_curve(row, noisy, "weighted_f1")
+        assert list(curve) == [0.0, 0.5]
+        assert list(curve.values()) == [pytest.approx([60.0]), pytest.approx([noisy_score])]
+    assert noise_curve(row, "text", "weighted_f1") == {}
+    missing = missing_scores(row, "weighted_f1")
+    assert list(missing) == ["", "text"]
+    assert list(missing.values()) == [pytest.approx([60.0]), pytest.approx([30.0])]
 
 
 def test_seeds_of_different_features_are_no_variant(lab: Lab) -> None:

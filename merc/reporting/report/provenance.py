@@ -12,6 +12,9 @@ from merc.reporting.report.sections import Row, Section, same_dialogues
 PACKAGES = ("merc", "torch", "lightning", "python")
 """Those whose versions are told; the environment.json of a run has more."""
 
+RUN_ROOT = Path("runs")
+"""The default of the commands."""
+
 PROTOCOLS = {
     "selected": "scores on the test split, at the epoch with the best validation weighted F1 (selected)",
     "last": "trained on training and validation data together, scores on the test split at the last epoch (last)",
@@ -24,7 +27,7 @@ def portable(overrides: Iterable[str]) -> list[str]:
 
 
 def commands(section: Section, out: Path) -> list[str]:
-    """The commands that train and report a section again, for a shell.
+    """The commands that train and report a section again, for a shell; each names a folder of runs of one's own.
 
     Args:
         section: what they make.
@@ -36,9 +39,10 @@ def commands(section: Section, out: Path) -> list[str]:
     variants = list(dict.fromkeys(job.variant for job in section.sweep.jobs))
     if set(variants) != set(section.experiment.variants):
         chosen.append(f"variants=[{','.join(variants)}]")
-    train = ["python", "-m", "merc.train", "-m", f"experiment={name}", *chosen]
-    report = ["python", "-m", "merc.report", name, *([] if out.is_absolute() else [f"out={out}"])]
-    evaluate = ["python", "-m", "merc.evaluate", f"sweep={name}"]
+    where = [] if section.run_root == RUN_ROOT else portable([f"run_root={section.run_root}"])
+    train = ["python", "-m", "merc.train", "-m", f"experiment={name}", *chosen, *where]
+    report = ["python", "-m", "merc.report", name, *where, *([] if out.is_absolute() else [f"out={out}"])]
+    evaluate = ["python", "-m", "merc.evaluate", f"sweep={name}", *where]
     disturbed = any(run.robustness for run in _finished(section))
     return [shlex.join(words) for words in (train, *([evaluate] if disturbed else []), report)]
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -147,11 +148,15 @@ class Section:
         sweep: which runs there are.
         sampling: how the statistics are drawn.
         runs: a job's ``run`` → that run, shared by all sections, so that one of several experiments is read once.
+        run_root: folder of the run folders.
     """
 
-    def __init__(self, experiment: Experiment, sweep: Manifest, sampling: Sampling, runs: Mapping[str, Run]) -> None:
+    def __init__(
+        self, experiment: Experiment, sweep: Manifest, sampling: Sampling, runs: Mapping[str, Run], run_root: Path
+    ) -> None:
         self.experiment = experiment
         self.sweep = sweep
+        self.run_root = run_root
         variants: dict[str, dict[int, Run]] = {}
         for job in sweep.jobs:
             variants.setdefault(job.variant, {})[job.seed] = runs[job.run]

@@ -346,12 +346,18 @@ def noises(row: Row) -> list[str]:
 
 
 def noise_curve(row: Row, noisy: str, measure: str) -> dict[float, list[float]]:
-    """Level of noise → the score in percent of every seed, with the noise on what :func:`noises` names."""
-    curve: dict[float, list[float]] = {}
-    for entry in sorted(robustness_of(row), key=lambda entry: float(entry["noise"])):
-        if _noise_name(entry) == noisy:
-            curve.setdefault(entry["noise"], []).append(100 * entry["scores"][measure])
-    return curve
+    """Level of noise → the score in percent of every seed, with the noise on what :func:`noises` names.
+
+    All curves of the same missing modalities start at the one row without noise; older files have it once for each.
+    """
+    missing = [entry["drop"] for entry in robustness_of(row) if entry["noise"] and _noise_name(entry) == noisy]
+    curve: dict[float, dict[int, float]] = {}
+    for seed, run in row.finished.items():
+        for entry in run.robustness:
+            on_it = _noise_name(entry) == noisy if entry["noise"] else entry["drop"] in missing
+            if entry["split"] == "test" and on_it:
+                curve.setdefault(entry["noise"], {})[seed] = 100 * entry["scores"][measure]
+    return {level: list(curve[level].values()) for level in sorted(curve)}
 
 
 def missing_scores(row: Row, measure: str) -> dict[str, list[float]]:

@@ -1,6 +1,6 @@
 """From sweeps to files: what ``python -m merc.report`` does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merc.files import write_text
@@ -10,12 +10,16 @@ from merc.reporting.report.provenance import commands, facts, portable
 from merc.reporting.report.runs import Run
 from merc.reporting.report.sections import Sampling, Section
 from merc.reporting.report.tables import section_tables
-from merc.sweeping.experiment import read_experiment
-from merc.sweeping.manifest import read_sweeps
+from merc.sweeping.experiment import experiment_names, read_experiment
+from merc.sweeping.manifest import Manifest, read_sweeps
 
 
 def read_sections(
-    run_root: Path, names: Sequence[str] = (), config_dir: Path | None = None, sampling: Sampling | None = None
+    run_root: Path,
+    names: Sequence[str] = (),
+    config_dir: Path | None = None,
+    sampling: Sampling | None = None,
+    skipped: Callable[[str], object] = lambda reason: None,
 ) -> list[Section]:
     """The sections of the chosen experiments, in the order of their names; a run that several share is read once.
 
@@ -24,14 +28,32 @@ def read_sections(
         names: experiments, or folders of experiments; none: all that were started.
         config_dir: folder with an ``experiment/`` of the user's own.
         sampling: how the statistics are drawn.
+        skipped: is told the reason for every experiment that is left out because it has no file, which happens only
+            without ``names`` and beside others that have one.
 
     Raises:
         MercError: there is no such sweep or experiment, or a file is damaged.
     """
     sweeps = read_sweeps(run_root, names)
+    if not names:
+        sweeps = _with_a_file(sweeps, config_dir, skipped)
     runs = {name: Run(run_root / name) for name in {job.run for sweep in sweeps for job in sweep.jobs}}
     experiments = {name: read_experiment(name, config_dir) for name in {sweep.experiment for sweep in sweeps}}
-    return [Section(experiments[sweep.experiment], sweep, sampling or Sampling(), runs) for sweep in sweeps]
+    return [Section(experiments[sweep.experiment], sweep, sampling or Sampling(), runs, run_root) for sweep in sweeps]
+
+
+def _with_a_file(sweeps: list[Manifest], config_dir: Path | None, skipped: Callable[[str], object]) -> list[Manifest]:
+    """The sweeps of experiments that have a file; all where none has, so that reading them says so."""
+    there = set(experiment_names(config_dir))
+    kept = [sweep for sweep in sweeps if sweep.experiment in there]
+    if not kept:
+        return sweeps
+    for name in dict.fromkeys(sweep.experiment for sweep in sweeps if sweep.experiment not in there):
+        skipped(
+            f"There is no experiment '{name}'. If it is one of your own, say where: config_dir=FOLDER, which holds "
+            "experiment/."
+        )
+    return kept
 
 
 def write_report(sections: Sequence[Section], out: Path, figures: bool = True) -> Path:
