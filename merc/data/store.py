@@ -169,8 +169,8 @@ def check(conversations: Conversations) -> None:
     """Whether a corpus is fit to be stored: every rule that readers rely on.
 
     Raises:
-        MercError: no dialogue, an empty dialogue, a duplicate id, a label outside the classes, an unknown split, a
-            modality without one row per utterance, or a value that is NaN or infinite.
+        MercError: no dialogue, an empty dialogue, a duplicate id or class, a label outside the classes, an unknown
+            split, a modality without one row per utterance, or a value that is NaN or infinite.
     """
     if not conversations.lengths or not conversations.features:
         raise MercError("There is nothing to store: no dialogue, or no modality. Check the paths of the sources.")
@@ -181,6 +181,9 @@ def check(conversations: Conversations) -> None:
         name, count = Counter(names).most_common(1)[0]
         if count > 1:
             raise MercError(f"The {kind} id '{name}' occurs {count} times. Give every {kind} an id of its own.")
+    repeated = [name for name, count in Counter(conversations.label_names).items() if count > 1]
+    if repeated:
+        raise MercError(f"The classes name '{repeated[0]}' more than once. Give every class a name of its own.")
     for name, split in zip(conversations.dialogue_ids, conversations.splits, strict=True):
         if split not in SPLITS:
             raise MercError(f"Dialogue '{name}' has the split '{split}'; it must be one of {', '.join(SPLITS)}.")

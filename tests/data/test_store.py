@@ -168,6 +168,7 @@ BAD = {
     "rows": (replace(GOOD, features={"text": torch.zeros(5, 2)}), "text has 5 rows for 6 utterances"),
     "utterance id": (replace(GOOD, utterance_ids=("a", "b", "c", "a", "d", "e")), "utterance id 'a' occurs 2 times"),
     "dialogue id": (replace(GOOD, dialogue_ids=("a", "b", "a")), "dialogue id 'a' occurs 2 times"),
+    "class": (replace(GOOD, label_names=("joy", "anger", "joy", "fear")), "classes name 'joy' more than once"),
     "split": (replace(GOOD, splits=("train", "dev", "test")), "'d1' has the split 'dev'"),
 }
 
