@@ -240,10 +240,19 @@ def describe(path: Path) -> RenderableType:
         "Modalities: " + ", ".join(f"{modality} {dim}-d" for modality, dim in meta["dims"].items()),
         f"Further columns: {', '.join(_optional_columns(path)) or 'none'}",
         _split_table(store),
-        _class_table(store),
+        describe_classes(store),
         *([Completeness.from_dict(completeness).render()] if completeness else []),
         *(f"Source {file} sha256 {digest}" for file, digest in meta["sources"].items()),
     )
+
+
+def describe_classes(conversations: Conversations) -> RenderableType:
+    """The utterances of every class and split, and which classes training has none of, for the terminal."""
+    parts = _parts(conversations)
+    known = set(parts["train"].labels.tolist()) if "train" in parts else range(len(conversations.label_names))
+    unseen = [name for label, name in enumerate(conversations.label_names) if label not in known]
+    table = _class_table(parts, conversations.label_names)
+    return Group(table, *([f"No training utterance: {', '.join(unseen)}"] if unseen else []))
 
 
 def _save_features(conversations: Conversations, file: Path) -> None:
@@ -336,13 +345,12 @@ def _spread(values: Sequence[int]) -> str:
     return f"{min(values)} / {median(values):g} / {mean(values):.1f} / {max(values)}"
 
 
-def _class_table(store: Conversations) -> Table:
-    parts = _parts(store)
+def _class_table(parts: Mapping[str, Conversations], label_names: Sequence[str]) -> Table:
     table = Table("class", title="Utterances per class", title_justify="left")
     for split in parts:
         table.add_column(split, justify="right")
-    counts = {split: torch.bincount(part.labels, minlength=len(store.label_names)) for split, part in parts.items()}
-    for label, name in enumerate(store.label_names):
+    counts = {split: torch.bincount(part.labels, minlength=len(label_names)) for split, part in parts.items()}
+    for label, name in enumerate(label_names):
         shares = (f"{int(n[label]):,} ({100 * int(n[label]) / int(n.sum()):.1f} %)" for n in counts.values())
         table.add_row(name, *shares)
     return table

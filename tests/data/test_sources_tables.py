@@ -319,6 +319,7 @@ def test_gaps_are_counted_per_split(tmp_path: Path) -> None:
     counts = {s: (g.utterances, g.absent_rows, g.rows_with_nan, g.nan_values) for s, g in gaps.items()}
     assert counts == {"train": (2, 0, 2, 2), "validation": (1, 0, 1, 1), "test": (1, 1, 0, 0)}
     assert gaps["test"].absent_examples == ("c0",)
+    assert {s: g.nan_examples for s, g in gaps.items()} == {"train": ("a0", "a1"), "validation": ("b0",), "test": ()}
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ class UtteranceTables:
 
         Raises:
             MercError: a table is missing, damaged or lacks a column, positions are not finite or repeated, ids are
-                ambiguous or match nothing, features are ragged, a label or split is unknown, or ``labels`` names a class
-                twice.
+                ambiguous or match nothing, features are ragged, a label or split is unknown, or ``labels`` names a
+                class twice.
         """
         path = Path(self.utterances)
         annotations = self._annotations(path)
