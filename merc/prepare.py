@@ -10,7 +10,7 @@ from merc.cli import run
 from merc.config import instantiate, plain
 from merc.data.corpora import CORPORA
 from merc.data.sources.extract import POLICIES, Source, check_speakers, count_gaps, fill_gaps
-from merc.data.store import check_target, describe, write_store
+from merc.data.store import check_target, describe, describe_classes, write_store
 from merc.errors import MercError, check_choice
 
 
@@ -41,9 +41,10 @@ def prepare(cfg: DictConfig) -> Path:
     console = _console()
     if not completeness.complete or completeness.surplus:
         console.print(completeness.render(), soft_wrap=True)
+    conversations = fill_gaps(extract, completeness)
     write_store(
         out,
-        fill_gaps(extract, completeness),
+        conversations,
         corpus=corpus,
         sources=extract.files,
         texts=extract.texts,
@@ -51,6 +52,7 @@ def prepare(cfg: DictConfig) -> Path:
         completeness=completeness,
         overwrite=settings["overwrite"],
     )
+    console.print(describe_classes(conversations), soft_wrap=True)
     console.print(
         f"Feature store {out} is ready; python -m merc.prepare inspect {out} shows what is inside.", soft_wrap=True
     )

@@ -63,6 +63,44 @@ def test_what_is_missing_is_printed_and_recorded(
     assert "No row, text, train: d0_0, d0_1" in capsys.readouterr().out
 
 
+def test_values_that_are_no_numbers_are_named(
+    tmp_path: Path, tables: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = tables("missing=zero", f"features.audio={tmp_path / 'f.csv'}")
+    rows = [f"d{d}_{i},1,{'nan' if (d, i) == (0, 1) else 2}" for d in range(3) for i in range(3)]
+    (tmp_path / "f.csv").write_text("\n".join(["id,a1,a2", *rows]))
+    prepare(compose(overrides, "prepare"))
+    printed = capsys.readouterr().out
+    assert "NaN, audio, train: d0_1\n" in printed
+    assert "NaN, audio, train, by column: a2 1\n" in printed
+
+
+def test_rows_left_over_alone_are_no_table_of_zeros(
+    tmp_path: Path, tables: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = tables()
+    np.savez(tmp_path / "f.npz", ids=[f"d{d}_{i}" for d in range(4) for i in range(3)], features=np.ones((12, 4)))
+    prepare(compose(overrides, "prepare"))
+    printed = capsys.readouterr().out
+    assert "Not used: 3 rows of" in printed
+    assert "Missing features" not in printed
+
+
+def test_the_classes_are_printed(
+    tmp_path: Path, tables: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = tables()
+    prepare(compose(overrides, "prepare"))
+    assert "No training utterance" not in capsys.readouterr().out
+    text = (tmp_path / "u.csv").read_text()
+    (tmp_path / "u.csv").write_text(text.replace("s0,x,test", "s0,confused,test"))
+    prepare(compose([*overrides, "overwrite=true"], "prepare"))
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "x 1 (33.3 %) 1 (33.3 %) 0 (0.0 %)" in printed
+    assert "confused 0 (0.0 %) 0 (0.0 %) 1 (33.3 %)" in printed
+    assert "No training utterance: confused Feature store" in printed
+
+
 def test_an_existing_store_is_noticed_before_the_work(tmp_path: Path, tables: Callable[..., list[str]]) -> None:
     prepare(compose(tables(), "prepare"))
     (tmp_path / "u.csv").unlink()
@@ -195,5 +233,5 @@ def test_the_real_meld(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         "test/dia93_utt5", "test/dia93_utt6", "test/dia93_utt7", "test/dia108_utt1", "test/dia108_utt2",
     }  # fmt: skip
     printed = capsys.readouterr().out
-    assert "NaN, audio, train: avg_pitch 77, articulation_rate 370" in printed
+    assert "NaN, audio, train, by column: avg_pitch 77, articulation_rate 370" in printed
     assert "No row, audio, validation: dev/dia110_utt7" in printed

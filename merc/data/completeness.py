@@ -24,6 +24,7 @@ class Gap:
         rows_with_nan: utterances that have features, some of them NaN or infinite.
         nan_values: NaN or infinite values in those rows.
         nan_columns: feature name → such values in that column; empty where the source names no columns.
+        nan_examples: ids of the first utterances with such values; empty in stores of earlier versions.
     """
 
     modality: str
@@ -34,6 +35,7 @@ class Gap:
     rows_with_nan: int
     nan_values: int
     nan_columns: Mapping[str, int]
+    nan_examples: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -84,33 +86,42 @@ class Completeness:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
         """The inverse of :meth:`to_dict`."""
-        gaps = (Gap(**{**gap, "absent_examples": tuple(gap["absent_examples"])}) for gap in value["gaps"])
+        gaps = (Gap(**{name: _frozen(entry) for name, entry in gap.items()}) for gap in value["gaps"])
         surplus = (Surplus(**{**left, "examples": tuple(left["examples"])}) for left in value["surplus"])
         return cls(value["policy"], tuple(gaps), tuple(surplus))
 
     def render(self) -> RenderableType:
         """What is missing and what is left over, for the terminal."""
-        missing = Table("modality", "split", title=f"Missing features (missing={self.policy})", title_justify="left")
-        for heading in ("utterances", "no row", "rows with NaN", "NaN values"):
-            missing.add_column(heading, justify="right")
-        for gap in self.gaps:
-            counts = (gap.utterances, gap.absent_rows, gap.rows_with_nan, gap.nan_values)
-            missing.add_row(gap.modality, gap.split, *(f"{count:,}" for count in counts))
         details = [line for gap in self.gaps for line in _details(gap)]
         unused = [
             f"Not used: {left.rows:,} rows of {left.file} that belong to no utterance of any split: "
             f"{_shortened(left.examples, left.rows)}"
             for left in self.surplus
         ]
-        return Group(missing, *details, *unused)
+        return Group("No features are missing." if self.complete else self._table(), *details, *unused)
+
+    def _table(self) -> Table:
+        missing = Table("modality", "split", title=f"Missing features (missing={self.policy})", title_justify="left")
+        for heading in ("utterances", "no row", "rows with NaN", "NaN values"):
+            missing.add_column(heading, justify="right")
+        for gap in self.gaps:
+            counts = (gap.utterances, gap.absent_rows, gap.rows_with_nan, gap.nan_values)
+            missing.add_row(gap.modality, gap.split, *(f"{count:,}" for count in counts))
+        return missing
+
+
+def _frozen(entry: Any) -> Any:
+    return tuple(entry) if isinstance(entry, list) else entry
 
 
 def _details(gap: Gap) -> Iterator[str]:
     if gap.absent_rows:
         yield f"No row, {gap.modality}, {gap.split}: {_shortened(gap.absent_examples, gap.absent_rows)}"
+    if gap.nan_examples:
+        yield f"NaN, {gap.modality}, {gap.split}: {_shortened(gap.nan_examples, gap.rows_with_nan)}"
     if gap.nan_columns:
         columns = [f"{name} {count:,}" for name, count in gap.nan_columns.items()]
-        yield f"NaN, {gap.modality}, {gap.split}: {_shortened(columns[:EXAMPLES], len(columns))}"
+        yield f"NaN, {gap.modality}, {gap.split}, by column: {_shortened(columns[:EXAMPLES], len(columns))}"
 
 
 def _shortened(examples: Sequence[str], total: int) -> str:

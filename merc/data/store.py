@@ -169,8 +169,8 @@ def check(conversations: Conversations) -> None:
     """Whether a corpus is fit to be stored: every rule that readers rely on.
 
     Raises:
-        MercError: no dialogue, an empty dialogue, a duplicate id, a label outside the classes, an unknown split, a
-            modality without one row per utterance, or a value that is NaN or infinite.
+        MercError: no dialogue, an empty dialogue, a duplicate id or class, a label outside the classes, an unknown
+            split, a modality without one row per utterance, or a value that is NaN or infinite.
     """
     if not conversations.lengths or not conversations.features:
         raise MercError("There is nothing to store: no dialogue, or no modality. Check the paths of the sources.")
@@ -181,6 +181,9 @@ def check(conversations: Conversations) -> None:
         name, count = Counter(names).most_common(1)[0]
         if count > 1:
             raise MercError(f"The {kind} id '{name}' occurs {count} times. Give every {kind} an id of its own.")
+    repeated = [name for name, count in Counter(conversations.label_names).items() if count > 1]
+    if repeated:
+        raise MercError(f"The classes name '{repeated[0]}' more than once. Give every class a name of its own.")
     for name, split in zip(conversations.dialogue_ids, conversations.splits, strict=True):
         if split not in SPLITS:
             raise MercError(f"Dialogue '{name}' has the split '{split}'; it must be one of {', '.join(SPLITS)}.")
@@ -237,10 +240,19 @@ def describe(path: Path) -> RenderableType:
         "Modalities: " + ", ".join(f"{modality} {dim}-d" for modality, dim in meta["dims"].items()),
         f"Further columns: {', '.join(_optional_columns(path)) or 'none'}",
         _split_table(store),
-        _class_table(store),
+        describe_classes(store),
         *([Completeness.from_dict(completeness).render()] if completeness else []),
         *(f"Source {file} sha256 {digest}" for file, digest in meta["sources"].items()),
     )
+
+
+def describe_classes(conversations: Conversations) -> RenderableType:
+    """The utterances of every class and split, and which classes training has none of, for the terminal."""
+    parts = _parts(conversations)
+    known = set(parts["train"].labels.tolist()) if "train" in parts else range(len(conversations.label_names))
+    unseen = [name for label, name in enumerate(conversations.label_names) if label not in known]
+    table = _class_table(parts, conversations.label_names)
+    return Group(table, *([f"No training utterance: {', '.join(unseen)}"] if unseen else []))
 
 
 def _save_features(conversations: Conversations, file: Path) -> None:
@@ -333,13 +345,12 @@ def _spread(values: Sequence[int]) -> str:
     return f"{min(values)} / {median(values):g} / {mean(values):.1f} / {max(values)}"
 
 
-def _class_table(store: Conversations) -> Table:
-    parts = _parts(store)
+def _class_table(parts: Mapping[str, Conversations], label_names: Sequence[str]) -> Table:
     table = Table("class", title="Utterances per class", title_justify="left")
     for split in parts:
         table.add_column(split, justify="right")
-    counts = {split: torch.bincount(part.labels, minlength=len(store.label_names)) for split, part in parts.items()}
-    for label, name in enumerate(store.label_names):
+    counts = {split: torch.bincount(part.labels, minlength=len(label_names)) for split, part in parts.items()}
+    for label, name in enumerate(label_names):
         shares = (f"{int(n[label]):,} ({100 * int(n[label]) / int(n.sum()):.1f} %)" for n in counts.values())
         table.add_row(name, *shares)
     return table

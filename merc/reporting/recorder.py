@@ -41,6 +41,8 @@ class Recorder(Checkpoint):
         self.checkpoints = checkpoints
         self.seeds_at_once = seeds_at_once
         self.history: list[Epoch] = []
+        self._earlier_seconds = folder.read_status().get("seconds", 0.0)
+        self._created = time.monotonic()
         self._started = 0.0
         self._evaluation_started = 0.0
         self._evaluation_seconds = 0.0
@@ -109,7 +111,9 @@ class Recorder(Checkpoint):
                 "Nothing was trained. Look at trainer.limit_train_batches, trainer.max_steps and trainer.max_time."
             )
         write_text(self.folder.history, to_csv(self.history))
-        self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs)
+        # The time too, since a process that is killed does not get to add it.
+        seconds = round(self._earlier_seconds + time.monotonic() - self._created, 3)
+        self.folder.update_status(epoch=self.history[-1]["epoch"], epochs=trainer.max_epochs, seconds=seconds)
 
 
 def _is_last_epoch(trainer: L.Trainer) -> bool:
@@ -133,6 +137,6 @@ def _refuse_divergence(epoch: int, losses: Mapping[str, float]) -> None:
     for part, loss in losses.items():
         if not math.isfinite(loss):
             raise DivergenceError(
-                f"The {part} loss is {loss} after epoch {epoch}: training diverged. Lower "
-                "hyperparameters.learning_rate, or set trainer.gradient_clip_val=1."
+                f"The {part} loss is {loss} after epoch {epoch}: training diverged. Lower the learning "
+                "rate (hyperparameters.learning_rate or optimizer.lr), or set trainer.gradient_clip_val=1."
             )

@@ -22,7 +22,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,6 +47,9 @@ BESIDES_THE_RUN = (
     "compile",
 )
 """Keys that say how a run is run, or for which table, not what it computes."""
+
+LOCK = ".lock"
+"""The file in a run folder that its process holds locked."""
 
 # A glance at the lock holds it for a moment; whoever wants to keep it tries again.
 _ATTEMPTS, _PAUSE = 5, 0.05
@@ -161,7 +164,7 @@ class RunFolder:
     def locked(self) -> bool:
         """Whether a process is writing here."""
         try:
-            with (self.path / ".lock").open() as file:
+            with (self.path / LOCK).open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -215,7 +218,7 @@ def claim(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, overwri
     Raises:
         RunLockedError: another process is writing there.
         MercError: the folder holds a run and neither option was given (or both), the run to resume has another
-            configuration, or the folder holds something that is no run.
+            configuration or other data, or the folder holds something that is no run.
     """
     if resume and overwrite:
         raise MercError("resume=true and overwrite=true contradict each other. Choose one.")
@@ -250,8 +253,10 @@ def _end(seconds: float) -> dict[str, Any]:
 def _lock(folder: RunFolder) -> Iterator[None]:
     """The kernel frees this lock when its process ends in whatever way."""
     try:
+        # Before there is a lock: what is no run folder stays as it is.
+        _refuse_what_was_never_locked(folder)
         folder.path.mkdir(parents=True, exist_ok=True)
-        file = (folder.path / ".lock").open("w")
+        file = (folder.path / LOCK).open("w")
     except OSError as error:
         raise MercError(
             f"Cannot write to the run folder {folder.path}: {error.strerror}. "
@@ -267,6 +272,28 @@ def _lock(folder: RunFolder) -> Iterator[None]:
         yield
 
 
+def _refuse_what_was_never_locked(folder: RunFolder) -> None:
+    """Refuse a folder of others that has no lock either.
+
+    Whoever makes a run folder locks it before any other file, so a file that is seen there is younger than the lock.
+    """
+    strangers = _strangers(folder) if folder.path.is_dir() else []
+    if not (folder.path / LOCK).exists():
+        _refuse_no_run(folder, strangers)
+
+
+def _strangers(folder: RunFolder) -> list[str]:
+    return [path.name for path in folder.path.iterdir() if path.name != LOCK]
+
+
+def _refuse_no_run(folder: RunFolder, strangers: Sequence[str]) -> None:
+    if strangers and not folder.status.exists():
+        raise MercError(
+            f"{folder.path} holds {', '.join(sorted(strangers)[:3])} and no status.json, so it is no run folder. "
+            "Choose another with run_dir=…."
+        )
+
+
 def _acquire(file: TextIO) -> bool:
     for _ in range(_ATTEMPTS):
         try:
@@ -280,22 +307,22 @@ def _acquire(file: TextIO) -> bool:
 def _prepare(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
     for file in folder.files:
         discard_temporaries(file)
-    strangers = [path.name for path in folder.path.iterdir() if path.name != ".lock"]
+    strangers = _strangers(folder)
     if not strangers:
         return
-    if not folder.status.exists():
-        raise MercError(
-            f"{folder.path} holds {', '.join(sorted(strangers)[:3])} and no status.json, so it is no run folder. "
-            "Choose another with run_dir=…."
-        )
+    _refuse_no_run(folder, strangers)
     if overwrite or not (folder.finished or folder.last.exists()):
         _clear(folder)
     elif resume:
         _refuse_other_configuration(folder, config)
     else:
-        state = "finished" if folder.finished else "unfinished"
+        # It imports this module. Such a run cannot be gone on with.
+        from merc.reporting.corpus import refuse_other_features
+
+        refuse_other_features(folder)
+        state = "a finished" if folder.finished else "an unfinished"
         raise MercError(
-            f"{folder.path} holds a {state} run. Add resume=true to go on with it, overwrite=true to start again, "
+            f"{folder.path} holds {state} run. Add resume=true to go on with it, overwrite=true to start again, "
             "or choose another folder with run_dir=…."
         )
 
@@ -305,7 +332,7 @@ def _clear(folder: RunFolder) -> None:
     for path in sorted(folder.path.iterdir(), key=lambda path: path == folder.status):
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != ".lock":
+        elif path.name != LOCK:
             path.unlink()
 
 

@@ -249,6 +249,8 @@ def test_labels_in_the_order_given(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "unknown label": (changed(1, label="clam"), {"labels": ["joy", "calm"]}, "'b0' has the label 'clam'.*'calm'"),
+    "class twice": (UTTERANCES, {"labels": ["joy", "calm", "joy"]}, r"labels=\[joy,calm,joy\] names 'joy' twice"),
+    "class in two cases": (UTTERANCES, {"labels": ["Joy", "calm", "joy"]}, "names 'joy' twice .*lower case"),
     "corpus label": ([changed(2, label="angr")[2]], {"corpus": "meld"}, "'angr'.*Did you mean 'anger'"),
     "unknown split": (changed(2, split="trian"), {}, "row 3 has the split 'trian'.*'train'"),
     "two splits": (changed(0, split="test"), {}, "dialogue 'a' is in two splits, train and test"),
@@ -317,6 +319,7 @@ def test_gaps_are_counted_per_split(tmp_path: Path) -> None:
     counts = {s: (g.utterances, g.absent_rows, g.rows_with_nan, g.nan_values) for s, g in gaps.items()}
     assert counts == {"train": (2, 0, 2, 2), "validation": (1, 0, 1, 1), "test": (1, 1, 0, 0)}
     assert gaps["test"].absent_examples == ("c0",)
+    assert {s: g.nan_examples for s, g in gaps.items()} == {"train": ("a0", "a1"), "validation": ("b0",), "test": ()}
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,7 @@ BAD = {
     "rows": (replace(GOOD, features={"text": torch.zeros(5, 2)}), "text has 5 rows for 6 utterances"),
     "utterance id": (replace(GOOD, utterance_ids=("a", "b", "c", "a", "d", "e")), "utterance id 'a' occurs 2 times"),
     "dialogue id": (replace(GOOD, dialogue_ids=("a", "b", "a")), "dialogue id 'a' occurs 2 times"),
+    "class": (replace(GOOD, label_names=("joy", "anger", "joy", "fear")), "classes name 'joy' more than once"),
     "split": (replace(GOOD, splits=("train", "dev", "test")), "'d1' has the split 'dev'"),
 }
 
@@ -213,7 +214,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_description(tmp_path: Path) -> None:
-    gap = Gap("text", "train", 2, 1, ("u0",), 1, 3, {"pitch": 3})
+    gap = Gap("text", "train", 2, 1, ("u0",), 1, 3, {"pitch": 3}, ("u1",))
     completeness = Completeness("mean", (gap,), (Surplus("audio", "a.csv", 12, ("x", "y")),))
     write(tmp_path / "s", corpus((3, 1, 2, 2)), completeness=completeness)
     console = Console(width=100, record=True, markup=False, file=open("/dev/null", "w"))  # noqa: SIM115
@@ -225,7 +226,7 @@ def test_description(tmp_path: Path) -> None:
         "test 1 2 2 / 2 / 2.0 / 2",
         "text train 2 1 1 3",
         "No row, text, train: u0",
-        "NaN, text, train: pitch 3",
+        "NaN, text, train: u1 NaN, text, train, by column: pitch 3",
         "12 rows of a.csv that belong to no utterance of any split: x, y …",
         "a.csv sha256 00",
     ):
@@ -233,6 +234,14 @@ def test_description(tmp_path: Path) -> None:
     labels = read_store(tmp_path / "s").labels
     joys = int((labels[:3] == 0).sum() + (labels[6:] == 0).sum())
     assert f"joy {joys} ({100 * joys / 5:.1f} %)" in words
+
+
+def test_gaps_recorded_by_an_earlier_version_are_read() -> None:
+    gap = Gap("text", "train", 2, 0, (), 1, 3, {"pitch": 3}, ("u1",))
+    recorded = json.loads(json.dumps(Completeness("mean", (gap,), ()).to_dict()))
+    assert Completeness.from_dict(recorded).gaps == (gap,)
+    del recorded["gaps"][0]["nan_examples"]
+    assert Completeness.from_dict(recorded).gaps == (replace(gap, nan_examples=()),)
 
 
 # How much memory is the process' own, not the system's to take back, before and behind a whole pass over the data.

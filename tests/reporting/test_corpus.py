@@ -54,6 +54,9 @@ def test_a_finished_run_is_not_taken_for_one_of_other_features(
     write(store, seed=2)
     with pytest.raises(MercError, match="trained on other data"):
         train(command("resume=true"))
+    with pytest.raises(MercError, match="trained on other data") as refused:
+        train(command())
+    assert "resume=true" not in str(refused.value), "which would be refused as well"
     assert train(command("overwrite=true"))
     refuse_other_features(RunFolder(tmp_path / "run"))
     shutil.rmtree(store)

@@ -7,13 +7,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from merc.config import compose
 from merc.errors import MercError
 from merc.reporting import run_folder
+from merc.reporting.recorder import Recorder
 from merc.reporting.run_folder import RunFolder, RunLockedError, claim, default_path
+from merc.resuming import AtomicCheckpoints
 
 CONFIG = {"seed": 1, "optimizer": {"lr": 0.1}, "resume": False}
 
@@ -71,17 +75,38 @@ def test_the_status_counts_the_processes_and_their_time(folder: RunFolder, check
     assert folder.read_status() == second, "a finished run is held without being changed"
 
 
+def test_a_killed_run_has_counted_its_time_up_to_its_last_epoch(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_unfinished(folder, checkpoint=True)
+    folder.update_status(seconds=100.0)
+    monkeypatch.setattr("merc.reporting.recorder.to_csv", lambda _: "")
+    trainer: Any = SimpleNamespace(max_epochs=2)
+    with claim(folder, CONFIG, resume=True, overwrite=False):
+        recorder = Recorder(folder, AtomicCheckpoints())
+        recorder.history = [{"epoch": 1}]
+        time.sleep(0.02)
+        recorder.write_history(trainer)
+        at_the_epoch = folder.read_status()["seconds"]
+    assert 100.02 <= at_the_epoch <= folder.read_status()["seconds"] < 150
+
+
 def test_a_run_that_failed_before_its_first_checkpoint_is_started_afresh(folder: RunFolder) -> None:
     leave_unfinished(folder, checkpoint=False)
     with claim(folder, CONFIG, resume=False, overwrite=False):
         assert not (folder.path / "rubbish.txt").exists()
 
 
-@pytest.mark.parametrize("leave", [finish, lambda folder: leave_unfinished(folder, checkpoint=True)])
-def test_an_existing_run_needs_resume_or_overwrite(folder: RunFolder, leave: Callable[[RunFolder], None]) -> None:
+@pytest.mark.parametrize(
+    ("leave", "state"),
+    [(finish, "a finished"), (lambda folder: leave_unfinished(folder, checkpoint=True), "an unfinished")],
+)
+def test_an_existing_run_needs_resume_or_overwrite(
+    folder: RunFolder, leave: Callable[[RunFolder], None], state: str
+) -> None:
     leave(folder)
     with (
-        pytest.raises(MercError, match=r"resume=true.*overwrite=true"),
+        pytest.raises(MercError, match=rf"holds {state} run\. Add resume=true.*overwrite=true"),
         claim(folder, CONFIG, resume=False, overwrite=False),
     ):
         pass
@@ -193,7 +218,16 @@ def test_a_folder_that_is_no_run_is_left_alone(folder: RunFolder, overwrite: boo
     (folder.path / "thesis.tex").touch()
     with pytest.raises(MercError, match=r"thesis\.tex"), claim(folder, CONFIG, resume=False, overwrite=overwrite):
         pass
-    assert (folder.path / "thesis.tex").exists()
+    assert [path.name for path in folder.path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_that_another_process_is_making_is_no_stranger(folder: RunFolder) -> None:
+    folder.path.mkdir(parents=True)
+    with (folder.path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder.path / ".status.json.x1y2z3").touch()
+        with pytest.raises(RunLockedError), claim(folder, CONFIG, resume=False, overwrite=False):
+            pass
 
 
 def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:

@@ -99,18 +99,23 @@ def _gap(extract: Extract, modality: str, split: str, rows: Tensor) -> Gap:
     absent = extract.absent[modality][rows]
     bad[absent] = False
     per_column = bad.sum(0).tolist()
-    absent_ids = [extract.conversations.utterance_ids[row] for row in rows[absent][:EXAMPLES].tolist()]
+    incomplete = bad.any(1)
+    absent_ids, nan_ids = (
+        tuple(extract.conversations.utterance_ids[row] for row in rows[such][:EXAMPLES].tolist())
+        for such in (absent, incomplete)
+    )
     return Gap(
         modality=modality,
         split=split,
         utterances=len(rows),
         absent_rows=int(absent.sum()),
-        absent_examples=tuple(absent_ids),
-        rows_with_nan=int(bad.any(1).sum()),
+        absent_examples=absent_ids,
+        rows_with_nan=int(incomplete.sum()),
         nan_values=int(bad.sum()),
         nan_columns={
             name: count for name, count in zip(extract.columns.get(modality, ()), per_column, strict=False) if count
         },
+        nan_examples=nan_ids,
     )
 
 

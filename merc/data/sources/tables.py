@@ -81,7 +81,8 @@ class UtteranceTables:
 
         Raises:
             MercError: a table is missing, damaged or lacks a column, positions are not finite or repeated, ids are
-                ambiguous or match nothing, features are ragged, or a label or split is unknown.
+                ambiguous or match nothing, features are ragged, a label or split is unknown, or ``labels`` names a
+                class twice.
         """
         path = Path(self.utterances)
         annotations = self._annotations(path)
@@ -152,10 +153,22 @@ class UtteranceTables:
 
     def _label_names(self, annotations: Sequence[Annotation]) -> tuple[str, ...]:
         if self.labels is not None:
-            return tuple(str(label) for label in self.labels)
+            return _distinct([str(label) for label in self.labels])
         if self.corpus is not None:
             return CORPORA[self.corpus].label_names
         return tuple(sorted({annotation.label.strip().lower() for annotation in annotations}))
+
+
+def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
+    """The classes given, no two of which may be the same in lower case, as they are looked up."""
+    for name, count in Counter(label.strip().lower() for label in labels).items():
+        if count > 1:
+            times = "twice" if count == 2 else f"{count} times"
+            raise MercError(
+                f"labels=[{','.join(labels)}] names '{name}' {times} (upper and lower case are the same). "
+                "Give every class once."
+            )
+    return tuple(labels)
 
 
 def _positions(path: Path, values: Mapping[str, Sequence[str]]) -> list[float]:
