@@ -86,10 +86,10 @@ def train(cfg: DictConfig, observers: Sequence[L.Callback] = ()) -> dict[str, An
         return {}
     if not _sweeping():  # in a sweep the run's folder keeps the message
         refuse_mistakes(config)
+    if not cfg.overwrite:
+        refuse_other_features(folder)
     with claim(folder, config, resume=cfg.resume, overwrite=cfg.overwrite):
-        if folder.finished:
-            refuse_other_features(folder)
-        else:
+        if not folder.finished:
             if _sweeping():
                 refuse_mistakes(config)
             write_json(folder.environment, describe_environment())

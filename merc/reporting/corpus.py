@@ -40,7 +40,7 @@ def refuse_other_features(folder: RunFolder) -> None:
     Raises:
         MercError: it was.
     """
-    if not folder.corpus.exists():
+    if not (folder.status.exists() and folder.corpus.exists()):
         return
     there = json.loads(folder.corpus.read_text(encoding="utf-8")).get("fingerprint")
     store = OmegaConf.select(OmegaConf.load(folder.config), "data.store")

@@ -218,7 +218,7 @@ def claim(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, overwri
     Raises:
         RunLockedError: another process is writing there.
         MercError: the folder holds a run and neither option was given (or both), the run to resume has another
-            configuration or other data, or the folder holds something that is no run.
+            configuration, or the folder holds something that is no run.
     """
     if resume and overwrite:
         raise MercError("resume=true and overwrite=true contradict each other. Choose one.")
@@ -316,10 +316,6 @@ def _prepare(folder: RunFolder, config: Mapping[str, Any], *, resume: bool, over
     elif resume:
         _refuse_other_configuration(folder, config)
     else:
-        # It imports this module. Such a run cannot be gone on with.
-        from merc.reporting.corpus import refuse_other_features
-
-        refuse_other_features(folder)
         state = "a finished" if folder.finished else "an unfinished"
         raise MercError(
             f"{folder.path} holds {state} run. Add resume=true to go on with it, overwrite=true to start again, "

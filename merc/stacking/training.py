@@ -104,9 +104,10 @@ class _Run:
     def start(self, *, resume: bool, overwrite: bool) -> None:
         """Take hold of the folder."""
         try:
+            if not overwrite:
+                refuse_other_features(self.folder)
             self.claimed.enter_context(claim(self.folder, self.config, resume=resume, overwrite=overwrite))
             if self.folder.finished:
-                refuse_other_features(self.folder)
                 show_scores(self.folder)
             else:
                 if resume and self.folder.last.exists():
