@@ -77,6 +77,7 @@ def run(job: Callable[[DictConfig], Any], config_name: str) -> None:
     command = Command(job, config_name)
     try:
         sys.argv[1:] = expand_choices([_quote(argument) for argument in sys.argv[1:]])
+        refuse_no_choices([argument for argument in sys.argv[1:] if not argument.startswith("-")])
         hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=config_name)(command)()
     except (MercError, HydraException, OmegaConfBaseException) as error:
         report(error, config_name)
@@ -126,6 +127,38 @@ def _quote(argument: str) -> str:
     return f'{key}="{value}"' if (equals or number) and not argument.startswith("-") else argument
 
 
+def refuse_no_choices(overrides: Iterable[str]) -> None:
+    """Refuse null, switches and numbers as the choice of a group, for which Hydra has nothing but a traceback.
+
+    Args:
+        overrides: as Hydra takes them, sweeps among them; what cannot be read is left for Hydra to refuse.
+
+    Raises:
+        MercError: an override gives a group what cannot be the name of a choice.
+    """
+    for override in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            continue
+        group = str(parsed.key_or_group)
+        if not parsed.is_delete() and (files(CONFIG_MODULE) / group).is_dir():
+            _refuse_no_names(typed(str(parsed.get_key_element()).lstrip("+")), group, parsed)
+
+
+def _refuse_no_names(key: str, group: str, override: Override) -> None:
+    """Refuse the values of an override of a group that are no text, list or dictionary."""
+    values = override.sweep_iterator() if override.is_discrete_sweep() else [override.value()]
+    for value in values:
+        if value is None or isinstance(value, bool | int | float):
+            given = "null" if value is None else str(value).lower()
+            options = _choices(group)
+            hint = " Did you mean 'none'?" if not value and "none" in options else nearest(given, options)
+            listed = f" ({', '.join(options)})" if options else ""
+            left_out = "" if hint else " Name one of them, or leave it out for the default."
+            raise MercError(f"{key}={given} is no choice of '{key}'{listed}.{hint}{left_out}")
+
+
 def report(error: Exception, config_name: str) -> None:
     """Print an error: a mistake of the user in one line, anything else with its traceback."""
     message = explain(error, config_name)
@@ -171,8 +204,28 @@ def explain(error: Exception, config_name: str) -> str | None:
     if mandatory := re.search(r"You must specify '([^']+)'", text):
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return f"Say which '{mandatory.group(1)}' to use: {mandatory.group(1)}={'|'.join(options)}."
+    if several := re.search(r"Ambiguous value for argument '(.+)'$", text.splitlines()[0]):
+        return _explain_several(several.group(1), config_name)
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ and str(error.__cause__) else ""
     return f"{text.splitlines()[0]}{cause}"
+
+
+def _explain_several(override: str, config_name: str) -> str:
+    """What to do instead of giving several values where Hydra takes one."""
+    key, _, values = override.partition("=")
+    group = (files(CONFIG_MODULE) / key.lstrip("+").split("@")[0]).is_dir()
+    ways = ["Add -m to train one run for each"] if config_name == "train" else []
+    if not group:  # several choices of a group make no list
+        ways.append(f"write '{key}=[{values}]' for a list")
+    way = ", or ".join(ways) or "Give one of them"
+    return f"{typed(key)}={values} is several values. {way[0].upper()}{way[1:]}."
+
+
+def _choices(group: str) -> list[str]:
+    """The choices of a group of merc's own; ``method/name`` where they lie in folders."""
+    entries = (files(CONFIG_MODULE) / group).iterdir()
+    names = [entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml")]
+    return _offered(names) or sorted(_in_folders(group))
 
 
 def _in_folders(group: str) -> Iterator[str]:

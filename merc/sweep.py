@@ -5,6 +5,7 @@ python -m merc.sweep status amb_dsgdn/table4_modalities redifu  of this experime
 python -m merc.sweep status run_root=runs/smoke watch=true      of another folder, refreshed until they end
 """
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from rich.live import Live
 
 from merc.arguments import run
 from merc.errors import MercError
-from merc.reporting.tables import show
 from merc.sweeping.overview import read_progress, show_sweeps
+
+_LOG_WIDTH = 120
+"""Of the table where neither a terminal nor ``COLUMNS`` gives one."""
 
 _PAUSE = 2.0
 """Seconds between two looks with ``watch=true``."""
@@ -36,12 +39,20 @@ def status(names: Sequence[str], run_root: Path, watch: bool = False) -> None:
     if watch:
         _watch(names, run_root)
     else:
-        show(show_sweeps(read_progress(run_root, names)))
+        _console().print(show_sweeps(read_progress(run_root, names)))
+
+
+def _console() -> Console:
+    """As wide as the terminal or ``COLUMNS`` says; text in brackets is text, no markup."""
+    console = Console(markup=False, emoji=False)
+    if not (console.is_terminal or os.environ.get("COLUMNS", "").isdigit()):
+        console.width = _LOG_WIDTH
+    return console
 
 
 def _watch(names: Sequence[str], run_root: Path) -> None:
     sweeps = read_progress(run_root, names)
-    with Live(show_sweeps(sweeps), console=Console(), auto_refresh=False) as live:
+    with Live(show_sweeps(sweeps), console=_console(), auto_refresh=False) as live:
         while not all(sweep.ended for sweep in sweeps):
             time.sleep(_PAUSE)
             sweeps = read_progress(run_root, names)

@@ -89,6 +89,51 @@ def test_a_mistake_in_the_configuration_is_explained(command: Command, arguments
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["logger=null"], "logger=null is no choice of 'logger' (none, tensorboard, wandb). Did you mean 'none'?"),
+        (["scheduler=null"], "scheduler=null is no choice of 'scheduler' (cosine, none). Did you mean 'none'?"),
+        (["gate=false"], "gate=false is no choice of 'gate' (none, sigmoid). Did you mean 'none'?"),
+        (["gate=0"], "gate=0 is no choice of 'gate' (none, sigmoid). Did you mean 'none'?"),
+        (["gate.text=null"], "gate.text=null is no choice of 'gate.text' (none, sigmoid). Did you mean 'none'?"),
+        (["gate.text=none,null", "-m"], "gate.text=null is no choice of 'gate.text' (none, sigmoid). Did you mean"),
+        (["logger=none,null", "-m"], "logger=null is no choice of 'logger' (none, tensorboard, wandb). Did you mean"),
+        (["debug=true"], "debug=true is no choice of 'debug' (fast, profiler). Name one of them, or leave it out"),
+        (["debug=null"], "debug=null is no choice of 'debug' (fast, profiler). Name one of them, or leave it out"),
+        (["experiment=null"], "experiment=null is no choice of 'experiment' (amb_dsgdn/"),
+        (["model=1"], "model=1 is no choice of 'model' (amb_dsgdn, amb_dsgdn_released, redifu, redifu_released)."),
+        (["data=1.5"], "data=1.5 is no choice of 'data' (custom, iemocap, meld, "),
+    ],
+)
+def test_what_is_no_name_is_no_choice_of_a_group(command: Command, arguments: list[str], message: str) -> None:
+    status, err = command(nothing, *arguments)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert err.startswith(f"Error: {message}")
+
+
+@pytest.mark.parametrize("argument", ["gate=[none]", "~logger", "denoiser.text=none", "run_dir=null", "compile=null"])
+def test_what_may_be_no_name_is_left_to_hydra(argument: str) -> None:
+    cli.refuse_no_choices([argument, "seed=[1"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "config_name", "advice"),
+    [
+        ("seed=1,2", "train", "Add -m to train one run for each, or write 'seed=[1,2]' for a list."),
+        ("data.modalities=text,audio", "evaluate", "Write 'data.modalities=[text,audio]' for a list."),
+        ("model=redifu,amb_dsgdn", "train", "Add -m to train one run for each."),
+        ("denoiser.text=none,recurrent", "train", "Add -m to train one run for each."),
+        ("data=meld,iemocap", "prepare", "Give one of them."),
+    ],
+)
+def test_several_values_without_a_multirun_are_explained(
+    command: Command, argument: str, config_name: str, advice: str
+) -> None:
+    message = f"Error: {argument} is several values. {advice}\n"
+    assert command(nothing, argument, config_name=config_name) == (1, message)
+
+
+@pytest.mark.parametrize(
     "argument",
     [
         "+optimizer.amsgrad=true",

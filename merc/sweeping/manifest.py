@@ -117,8 +117,9 @@ def read_sweeps(run_root: Path, names: Sequence[str] = ()) -> list[Manifest]:
     sweeps = _sweeps(run_root)
     if not sweeps:
         raise MercError(
-            f"There is no sweep in {run_root / FOLDER}. Start one with python -m merc.train -m experiment=NAME, "
-            "or say where the runs are: run_root=FOLDER."
+            f"There is no sweep in {run_root / FOLDER}: only experiments (experiment=NAME) have one."
+            f"{_elsewhere(run_root)} Start one with python -m merc.train -m experiment=NAME, or say where the runs "
+            "are: run_root=FOLDER."
         )
     there = {sweep.experiment for sweep in sweeps}
     for name in names:
@@ -128,6 +129,15 @@ def read_sweeps(run_root: Path, names: Sequence[str] = ()) -> list[Manifest]:
                 f"python -m merc.train -m experiment={name}, or say where its runs are: run_root=FOLDER."
             )
     return [sweep for sweep in sweeps if not names or any(_selects(name, sweep.experiment) for name in names)]
+
+
+def _elsewhere(run_root: Path) -> str:
+    """A sentence on the folders below the folder of the run folders that have sweeps of their own; empty: none has."""
+    folders = sorted(run_root.iterdir()) if run_root.is_dir() else []
+    there = [folder for folder in folders if folder.is_dir() and find_manifests(folder)]
+    if not there:
+        return ""
+    return f" There are some in {', '.join(map(str, there))}: {' or '.join(f'run_root={f}' for f in there)}."
 
 
 def sweeps_of(run: Path) -> list[tuple[Manifest, str]]:

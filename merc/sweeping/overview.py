@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -125,14 +127,67 @@ def _score(folder: RunFolder) -> float:
     return float(metrics.get("selected", metrics["last"])["weighted_f1"])
 
 
+@dataclass(frozen=True)
+class Overview:
+    """A row per sweep, or lines where the table would not fit; below, the jobs that run and those that failed.
+
+    Args:
+        sweeps: in the order in which they are shown.
+    """
+
+    sweeps: Sequence[SweepProgress]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As a table if names and counts fit in one line beside the headings of the rest."""
+        needed = Measurement.get(console, options.update(width=_UNLIMITED), _table(self.sweeps, folding=False)).minimum
+        if needed + _TO_SPARE <= options.max_width:
+            yield _table(self.sweeps)
+        else:
+            yield from (_paragraph(sweep) for sweep in self.sweeps)
+        yield from _lines(self.sweeps)
+
+
+_UNLIMITED = 10_000
+_TO_SPARE = 4
+"""Width that the columns that fold get at least, beside that of their headings."""
+
+
 def show_sweeps(sweeps: Sequence[SweepProgress]) -> RenderableType:
-    """A row per sweep; below, the jobs that run and those that failed."""
-    table = Table("experiment", "data", "settings")
-    for column in (*State, "best weighted F1", "time left"):
-        table.add_column(str(column), justify="right")
+    """How far sweeps are, for a console of any width: nothing is cut off."""
+    return Overview(sweeps)
+
+
+def _table(sweeps: Sequence[SweepProgress], folding: bool = True) -> Table:
+    """A row per sweep; names and counts stay in one line.
+
+    Args:
+        sweeps: in the order of the rows.
+        folding: fill the columns that may take several lines, too.
+    """
+    table = Table()
+    for column in HEADINGS:
+        table.add_column(column, justify=_side(column), no_wrap=column not in FOLDING, overflow="fold")
     for sweep in sweeps:
-        table.add_row(*_row(sweep))
-    return Group(table, *_lines(sweeps))
+        row = dict(zip(HEADINGS, _row(sweep), strict=True))
+        table.add_row(*(row if folding else row | dict.fromkeys(FOLDING, "")).values())
+    return table
+
+
+FOLDING = SETTINGS, BEST, LEFT = "settings", "best weighted F1", "time left"
+HEADINGS = ("experiment", "data", SETTINGS, *map(str, State), BEST, LEFT)
+
+
+def _side(column: str) -> Literal["left", "right"]:
+    return "left" if column in HEADINGS[:3] else "right"
+
+
+def _paragraph(sweep: SweepProgress) -> Text:
+    """What the table says of a sweep, for narrow terminals."""
+    row = dict(zip(HEADINGS, _row(sweep), strict=True))
+    counts = ", ".join(f"{row[state]} {state}" for state in State)
+    found = f"{BEST} {row[BEST]}, {LEFT} {row[LEFT]}"
+    identity = " ".join(filter(None, (row[column] for column in HEADINGS[:3])))
+    return Text(f"{identity}\n  {counts}\n  {found}", overflow="fold")
 
 
 def _row(sweep: SweepProgress) -> list[str]:

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from merc.cli import check_overrides, explain
+from merc.cli import check_overrides, explain, refuse_no_choices
 from merc.config import expand_choices
 from merc.errors import MercError
 from merc.reporting.run_folder import BESIDES_THE_RUN, run_name, run_path
@@ -112,6 +112,7 @@ class Planner:
     ) -> list[Job]:
         taken = {_key(override) for override in self._parse(common)}
         try:
+            refuse_no_choices(expand_choices(experiment.variants[variant]))
             own = self._parse(expand_choices(experiment.variants[variant]))
             kept = [str(override.input_line) for override in own if _key(override) not in taken]
             overrides = [*choice, *kept, *common]

@@ -16,6 +16,7 @@ from merc.reporting.run_folder import RunFolder
 from merc.sweeping.job import Outcome, Result, SweepJob
 from merc.sweeping.manifest import Job
 from merc.sweeping.plan import Planner
+from merc.sweeping.seeds import scores_over_seeds
 
 LAUNCHER_MISSING = (
     "The launcher '{}' is not installed. Install it: pip install 'merc[sweeps]', "
@@ -84,6 +85,11 @@ class Sweep:
             outcomes = self._run(groups, waiting)
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt("The sweep was stopped. The same command goes on with it.") from interrupt
+        # What an experiment has found, its report says.
+        for line in scores_over_seeds(
+            {plan.run_root / job.run: job.seed for plan in plans if plan.manifest is None for job in plan.jobs}
+        ):
+            print(line)
         _summarize(jobs, outcomes)
 
     def _run(self, groups: Sequence[Mapping[Path, Job]], waiting: Set[Path]) -> dict[Path, Outcome]:

@@ -64,6 +64,18 @@ def test_sweeps_are_chosen_by_experiment_or_folder(tmp_path: Path) -> None:
         read_sweeps(tmp_path / "nowhere")
 
 
+def test_without_a_sweep_the_folders_below_that_have_one_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model-data-hash" / "seed=1").mkdir(parents=True)
+    with pytest.raises(MercError, match=r"only experiments \(experiment=NAME\) have one\. Start one"):
+        read_sweeps(tmp_path)
+    for name in ("smoke", "older"):
+        Manifest("method/table1", "meld", "meld", [], []).write(tmp_path / name)
+    older, smoke = tmp_path / "older", tmp_path / "smoke"
+    with pytest.raises(MercError) as caught:
+        read_sweeps(tmp_path)
+    assert f"There are some in {older}, {smoke}: run_root={older} or run_root={smoke}. Start" in str(caught.value)
+
+
 def test_a_run_knows_its_sweeps(tmp_path: Path) -> None:
     start(tmp_path, manifest([1, 2]), manifest([1], "graph=gcn"), manifest([1], data="iemocap", folder="model-2"))
     found = sweeps_of(tmp_path / "model-1-all/seed=1")

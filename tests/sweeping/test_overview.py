@@ -1,5 +1,6 @@
 """What the table of the sweeps says about run folders in every state."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,8 +85,44 @@ def test_a_look_does_not_keep_a_run_from_its_folder(runs: Path) -> None:
     assert not RunFolder(runs / "nowhere").locked
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "merc.sweep", *arguments], capture_output=True, text=True)
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "merc.sweep", *arguments]
+    inherited = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    return subprocess.run(command, capture_output=True, text=True, env=inherited | environment)
+
+
+@pytest.fixture
+def long_names(tmp_path: Path) -> Path:
+    overrides = ["data.modalities=[text]", "classifier=summed_logits", "hyperparameters.dropout=0.25"]
+    jobs = [Job("all of them", 1, [], "all/seed=1")]
+    Manifest("amb_dsgdn/table4_modalities", "synthetic_meld", "meld", overrides, jobs).write(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("columns", ["120", "200"])
+def test_the_table_shows_names_and_brackets_whole(long_names: Path, columns: str) -> None:
+    lines = run("status", f"run_root={long_names}", COLUMNS=columns).stdout.splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert rows[0][:2] == ["amb_dsgdn/table4_modalities", "synthetic_meld"]
+    assert rows[0][3:] == ["0", "0", "0", "1", "–", "–"]
+    assert "".join(row[2] for row in rows).startswith("data.modalities=[text]")
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_narrow_terminal_gets_lines(long_names: Path, columns: str) -> None:
+    lines = run("status", f"run_root={long_names}", COLUMNS=columns).stdout.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    text = " ".join(" ".join(lines).split())
+    assert text.startswith("amb_dsgdn/table4_modalities")
+    for part in ("data.modalities=[text]", "0 done, 0 running, 0 failed, 1 waiting", "time left –"):
+        assert part in text
+
+
+@pytest.mark.parametrize(("environment", "whole"), [({"COLUMNS": "250"}, True), ({}, False)])
+def test_the_table_is_as_wide_as_columns_says(long_names: Path, environment: dict[str, str], whole: bool) -> None:
+    shown = run("status", f"run_root={long_names}", **environment).stdout
+    settings = "data.modalities=[text] classifier=summed_logits hyperparameters.dropout=0.25"
+    assert (settings in shown, max(map(len, shown.splitlines())) > 120) == (whole, whole)
 
 
 def test_the_command_shows_counts_best_and_errors(runs: Path) -> None:
