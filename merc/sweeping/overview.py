@@ -35,7 +35,7 @@ class Progress:
         job: of the manifest.
         state: of the job.
         share: of its epochs that are done, 0 to 1.
-        seconds: that the run has taken; 0 while the first process is at it.
+        seconds: that the run has taken, up to its last epoch while it goes on.
         error: why it failed.
         score: test weighted F1 at the epoch that counts, 0 to 1; None before the end.
     """
