@@ -25,8 +25,7 @@ from merc.data.conversation import SPLITS, ConversationBatch, CorpusInfo
 from merc.data.datamodule import ConversationDataModule
 from merc.errors import MercError, check_choice
 from merc.files import write_json
-from merc.metrics import scores_from_confusion
-from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, SplitScores, load_checkpoint
+from merc.models.lightning_module import CHECKPOINT_KEY, EmotionRecognition, load_checkpoint
 from merc.models.precision import multiply_with
 from merc.models.released import load_released
 from merc.ranges import refuse_out_of_range
@@ -111,14 +110,11 @@ def _scores(
 ) -> dict[str, Any]:
     """``loss`` and the reported scores, as validation in training has them."""
     # Not by Lightning's validate, which would share the dialogues out among devices and count some twice.
-    counted = SplitScores(len(module.info.label_names)).to(module.device)
     with inference_mode(), precision:
-        for batch in (each.to(module.device) for each in batches):
-            prediction = module(batch)
-            loss = module.objective(prediction, batch.labels)["total"]
-            counted.update(loss, prediction.fused.argmax(-1), batch.labels)
-    loss, confusion_CC = counted.compute()
-    scores = {"loss": loss.item(), **scores_from_confusion(confusion_CC, module.info.label_names)}
+        for number, batch in enumerate(batches):
+            module.validation_step(batch.to(module.device), number)
+    # Kept under the name of the first split that training evaluates, whichever this one is.
+    scores = module.take_scores(module.evaluation_splits[0])
     return {name: scores[name] for name in ("loss", *REPORTED)}
 
 

@@ -95,7 +95,7 @@ class Completeness:
         details = [line for gap in self.gaps for line in _details(gap)]
         unused = [
             f"Not used: {left.rows:,} rows of {left.file} that belong to no utterance of any split: "
-            f"{_shortened(left.examples, left.rows)}"
+            f"{shortened(left.examples, left.rows)}"
             for left in self.surplus
         ]
         return Group("No features are missing." if self.complete else self._table(), *details, *unused)
@@ -116,13 +116,14 @@ def _frozen(entry: Any) -> Any:
 
 def _details(gap: Gap) -> Iterator[str]:
     if gap.absent_rows:
-        yield f"No row, {gap.modality}, {gap.split}: {_shortened(gap.absent_examples, gap.absent_rows)}"
+        yield f"No row, {gap.modality}, {gap.split}: {shortened(gap.absent_examples, gap.absent_rows)}"
     if gap.nan_examples:
-        yield f"NaN, {gap.modality}, {gap.split}: {_shortened(gap.nan_examples, gap.rows_with_nan)}"
+        yield f"NaN, {gap.modality}, {gap.split}: {shortened(gap.nan_examples, gap.rows_with_nan)}"
     if gap.nan_columns:
         columns = [f"{name} {count:,}" for name, count in gap.nan_columns.items()]
-        yield f"NaN, {gap.modality}, {gap.split}, by column: {_shortened(columns[:EXAMPLES], len(columns))}"
+        yield f"NaN, {gap.modality}, {gap.split}, by column: {shortened(columns[:EXAMPLES], len(columns))}"
 
 
-def _shortened(examples: Sequence[str], total: int) -> str:
+def shortened(examples: Sequence[str], total: int) -> str:
+    """The first names of so many, and whether there are more."""
     return ", ".join(examples) + (" …" if total > len(examples) else "")

@@ -218,6 +218,10 @@ class ConversationBatch:
         )
 
 
+Scales = Mapping[str, tuple[list[float], list[float]]]
+"""Modality → the D_m means that are subtracted from its features, and the D_m divisors."""
+
+
 @dataclass(frozen=True)
 class CorpusInfo:
     """What a model must know of the corpus it is built for; stored in checkpoints so that they rebuild themselves.
@@ -227,8 +231,7 @@ class CorpusInfo:
         label_names: the classes, in id order.
         speaker_slots: most speakers that a dialogue may have.
         class_counts: utterances of each class in the training split.
-        scales: modality → the D_m means that were subtracted from its features, and the D_m divisors; None: features
-            are as they came.
+        scales: of the features; None: they are as they came.
         fingerprint: of the feature store, see :func:`merc.data.store.fingerprint`; None: there is none.
     """
 
@@ -236,7 +239,7 @@ class CorpusInfo:
     label_names: tuple[str, ...]
     speaker_slots: int
     class_counts: tuple[int, ...]
-    scales: Mapping[str, tuple[list[float], list[float]]] | None = None
+    scales: Scales | None = None
     fingerprint: str | None = None
 
     @property

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from merc.data.conversation import MODALITIES, Conversations, CorpusInfo, Features
+from merc.data.conversation import MODALITIES, Conversations, CorpusInfo, Features, Scales
 from merc.data.corpora import CORPORA, IEMOCAP, MELD, Corpus
 from merc.data.store import fingerprint, read_store
 from merc.data.synthetic import generate
@@ -27,7 +27,6 @@ SPLIT_RULES = ("official", "merged")
 STANDARDIZERS = ("none", "zscore")
 
 BoolArray = NDArray[np.bool_]
-Scales = Mapping[str, tuple[list[float], list[float]]]
 
 
 class EpochShuffle(Sampler[int]):
@@ -147,7 +146,7 @@ class ConversationDataModule(L.LightningDataModule, ABC):
         parts = self._divide(conversations)
         if self.standardize == "zscore":
             self.scales = self.scales or scales_of(parts["train"])
-            parts = {split: _scaled(part, self.scales) for split, part in parts.items()}
+            parts = _scaled(parts, self.scales)
         class_counts = torch.bincount(parts["train"].labels, minlength=len(conversations.label_names))
         self.info = CorpusInfo(
             dims=conversations.dims,
@@ -382,10 +381,10 @@ def scales_of(train: Conversations) -> Scales:
     return {modality: (mean.tolist(), divisor.tolist()) for modality, (mean, divisor) in moments.items()}
 
 
-def _scaled(part: Conversations, scales: Scales) -> Conversations:
+def _scaled(parts: Mapping[str, Conversations], scales: Scales) -> dict[str, Conversations]:
     """Every feature minus its mean, over its divisor."""
     doubles = {m: (_doubles(mean), _doubles(divisor)) for m, (mean, divisor) in scales.items()}
-    return replace(part, features=Features.of(part.features).scaled(doubles))
+    return {split: replace(part, features=Features.of(part.features).scaled(doubles)) for split, part in parts.items()}
 
 
 def _doubles(numbers: Sequence[float]) -> Tensor:

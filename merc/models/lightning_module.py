@@ -145,12 +145,14 @@ class EmotionRecognition(L.LightningModule):
         return cast(SplitScores, self.split_scores[name])
 
     def on_validation_epoch_end(self) -> None:
-        """Scores over whole splits, never means over batches."""
-        self.scores = {name: self._scores(self._split(name)) for name in self.evaluation_splits}
+        """Scores of every evaluated split."""
+        self.scores = {name: self.take_scores(name) for name in self.evaluation_splits}
         for split, scores in self.scores.items():
             self.log_dict({f"{split}/{name}": scores[name] for name in SCALARS})
 
-    def _scores(self, split: SplitScores) -> dict[str, Any]:
+    def take_scores(self, name: str) -> dict[str, Any]:
+        """Scores over all that was counted of an evaluated split since the last call, never means over batches."""
+        split = self._split(name)
         loss, confusion_CC = split.compute()
         split.reset()
         return {"loss": loss.item(), **scores_from_confusion(confusion_CC, self.info.label_names)}

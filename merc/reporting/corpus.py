@@ -28,7 +28,7 @@ def record_corpus(folder: RunFolder, data: ConversationDataModule) -> None:
     Raises:
         MercError: the run began with other data.
     """
-    content = {"fingerprint": data.fingerprint, "splits": describe_corpus(data)}
+    content = {"fingerprint": data.info.fingerprint, "splits": describe_corpus(data)}
     if folder.corpus.exists() and json.loads(folder.corpus.read_text(encoding="utf-8")) != content:
         raise _other_data(folder)
     write_json(folder.corpus, content)

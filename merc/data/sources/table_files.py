@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from merc.data.completeness import EXAMPLES
+from merc.data.completeness import EXAMPLES, shortened
 from merc.data.sources.progress import progress
 from merc.errors import MercError, nearest
 
@@ -211,7 +211,7 @@ def _require(path: Path, name: str, present: Sequence[str], key: str) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:EXAMPLES]) + (" …" if len(names) > EXAMPLES else "")
+    return shortened(names[:EXAMPLES], len(names))
 
 
 def _read_npz(path: Path, id_column: str | None, features_column: str | None) -> FeatureTable:

@@ -120,15 +120,19 @@ class Run:
 
         The content of corpus.json, which knows the training split too, else of the splits that were evaluated.
         """
-        return _json(self.folder.corpus).get("splits") or {
+        return self._corpus_file.get("splits") or {
             split: predictions.counts for split, predictions in self.splits.items()
         }
 
     @property
     def fingerprint(self) -> str | None:
         """Of the feature store that it was trained on; None: there was none."""
-        digest: str | None = _json(self.folder.corpus).get("fingerprint")
+        digest: str | None = self._corpus_file.get("fingerprint")
         return digest
+
+    @cached_property
+    def _corpus_file(self) -> dict[str, Any]:
+        return _json(self.folder.corpus)
 
     def score(self, epoch: str, measure: str) -> float | None:
         """A test score as a fraction; None where the run has none.
